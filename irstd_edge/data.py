@@ -1,0 +1,196 @@
+"""Infrared images, data sets in the BasicIRSTD folder layout, normalisation and augmentation.
+
+Layout: ``ROOT/<name>/images/X.png``, ``ROOT/<name>/masks/X.png``, ``ROOT/<name>/img_idx/{train,test}_<name>.txt``.
+The public sets and where to get them: ``irstd-edge data``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+#: Networks see sizes that are multiples of this (protocol ``basicirstd``).
+PAD_MULTIPLE = 32
+
+
+class DataError(ValueError):
+    """An image or data set cannot be used; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """``(grey - mean) / std`` on the 0..255 scale."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    name: str
+    normalisation: Normalisation
+    train: int
+    test: int
+    source: str
+
+
+#: Constants of XinyiYing/BasicIRSTD, per training set.
+DATASETS: dict[str, DatasetInfo] = {
+    d.name: d
+    for d in (
+        DatasetInfo("NUAA-SIRST", Normalisation(101.06385040283203, 34.619606018066406), 213, 214,
+                    "https://github.com/YimianDai/sirst"),
+        DatasetInfo("NUDT-SIRST", Normalisation(107.80905151367188, 33.02274703979492), 663, 664,
+                    "https://github.com/YeRen123455/Infrared-Small-Target-Detection"),
+        DatasetInfo("IRSTD-1K", Normalisation(87.4661865234375, 39.71953201293945), 800, 201,
+                    "https://github.com/RuiZhang97/ISNet"),
+    )
+}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an infrared image as float32 ``[H, W]`` on the 0..255 scale.
+
+    8-bit grey as it is, colour by luma, 16-bit scaled from its own minimum and maximum
+    (raw sensors use a small part of the range). Raises :class:`DataError`.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+                return scale_16bit(np.asarray(image).astype(np.float32))
+            return np.asarray(image.convert("L"), dtype=np.float32)
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such file") from e
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise DataError(f"{path}: cannot be read as an image ({e}); expected {', '.join(IMAGE_SUFFIXES)}") from e
+
+
+def scale_16bit(image: np.ndarray) -> np.ndarray:
+    """Stretch values above 8 bits linearly from their minimum and maximum to 0..255; float32."""
+    low, high = float(image.min()), float(image.max())
+    if high <= 255 and low >= 0:
+        return image.astype(np.float32)
+    return ((image - low) * (255.0 / max(high - low, 1.0))).astype(np.float32)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask as uint8 ``[H, W]``, 0..255. Raises :class:`DataError`."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as e:
+        raise DataError(f"{path}: cannot be read as a mask ({e})") from e
+
+
+def normalise(image: np.ndarray, normalisation: Normalisation) -> np.ndarray:
+    """float32 ``(image - mean) / std``."""
+    return ((image - np.float32(normalisation.mean)) / np.float32(normalisation.std)).astype(np.float32)
+
+
+def pad_to_multiple(image: np.ndarray, multiple: int = PAD_MULTIPLE) -> np.ndarray:
+    """Zero-pad ``[..., H, W]`` at the bottom and right to multiples."""
+    pads = [(0, 0)] * (image.ndim - 2) + [(0, -size % multiple) for size in image.shape[-2:]]
+    return np.pad(image, pads)
+
+
+def list_images(path: Path) -> list[Path]:
+    """The images of a folder (not recursive, sorted), or the one image. Raises :class:`DataError` when there are none."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise DataError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set: name, float32 image ``[H, W]`` on 0..255, uint8 mask ``[H, W]``."""
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Dataset:
+    """One split of a data set in the BasicIRSTD layout.
+
+    Args:
+        root: the folder that holds the data set's folder.
+        name: a name of :data:`DATASETS`, or any other folder of the same layout.
+        split: ``train`` or ``test``.
+
+    Raises :class:`DataError` naming what is missing.
+    """
+
+    def __init__(self, root: Path, name: str, split: str):
+        self.folder = Path(root) / name
+        self.name = name
+        index = self.folder / "img_idx" / f"{split}_{name}.txt"
+        if not index.is_file():
+            hint = f"; get it from {DATASETS[name].source}" if name in DATASETS else ""
+            raise DataError(f"{index}: no such file; expected {root}/{name}/{{images,masks,img_idx}}{hint}")
+        self.names = index.read_text().split()
+        if not self.names:
+            raise DataError(f"{index}: names no image")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        image = read_image(self._find("images", name))
+        mask = read_mask(self._find("masks", name))
+        if image.shape != mask.shape:
+            raise DataError(f"{self.folder}/masks/{name}: mask is {mask.shape}, its image {image.shape}")
+        return Sample(name, image, mask)
+
+    def _find(self, kind: str, name: str) -> Path:
+        for suffix in IMAGE_SUFFIXES:
+            path = self.folder / kind / (name + suffix)
+            if path.is_file():
+                return path
+        raise DataError(f"{self.folder}/{kind}/{name}.png: no such file, but the index names it")
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The published constants, or for other sets the mean of the images' means and deviations."""
+        if self.name in DATASETS:
+            return DATASETS[self.name].normalisation
+        images = [self[i].image for i in range(len(self))]
+        return Normalisation(float(np.mean([i.mean() for i in images])), float(np.mean([i.std() for i in images])))
+
+
+def random_crop(
+    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, target_probability: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """A ``size`` x ``size`` crop, zero-padded where the image is smaller, then random flips and transposition.
+
+    With ``target_probability`` the crop holds a random target pixel (BasicIRSTD).
+    """
+    pads = [(0, max(0, size - s)) for s in image.shape]
+    image, mask = np.pad(image, pads), np.pad(mask, pads)
+    room = [s - size for s in image.shape]
+    targets = np.argwhere(mask > 127)
+    if len(targets) and rng.random() < target_probability:
+        pixel = targets[rng.integers(len(targets))]
+        corner = [int(rng.integers(max(0, p - size + 1), min(r, p) + 1)) for p, r in zip(pixel, room, strict=True)]
+    else:
+        corner = [int(rng.integers(r + 1)) for r in room]
+    window = tuple(slice(c, c + size) for c in corner)
+    image, mask = image[window], mask[window]
+    if rng.random() < 0.5:
+        image, mask = image[::-1], mask[::-1]
+    if rng.random() < 0.5:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    if rng.random() < 0.5:
+        image, mask = image.T, mask.T
+    return image, mask

@@ -1,0 +1,22 @@
+"""Exit codes of the command line, and the errors that carry them."""
+
+from __future__ import annotations
+
+OK = 0
+USAGE = 2
+UNSUPPORTED = 3
+PARITY = 4
+MISSING = 5
+REGRESSION = 6
+
+
+class UnsupportedError(ValueError):
+    """A layer, operator or target that is not supported; the message names it and the nearest that is. Exit 3."""
+
+
+class ParityError(RuntimeError):
+    """An artefact differs from PyTorch beyond its tolerance. Exit 4."""
+
+
+class MissingError(RuntimeError):
+    """A runtime, library, device or tool is missing; the message says how to get it. Exit 5."""

@@ -1,0 +1,65 @@
+"""BiisNet, reconstructed after the abstract of arXiv 2503.02662 (the paper's layout is not published).
+
+A three-level U-Net in which every convolution but the first and the last is Dot-binary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from irstd_edge.nn.binary import DotBinaryConv2d
+from irstd_edge.nn.blocks import Down, ExactConv2d, FloatUnit, UnitFactory, Up
+
+
+class BiisNet(nn.Module):
+    """Three levels of ``channels``, 2C, 4C; skips are added.
+
+    Args:
+        channels: channels of the first level.
+        blocks: units per encoder and decoder stage.
+        bottleneck: units at the lowest level.
+        unit: the convolution unit, see :mod:`irstd_edge.nn.blocks`.
+
+    Shapes: float ``[N, 1, H, W]``, normalised, H and W multiples of 4, to the target probability ``[N, 1, H, W]``.
+    """
+
+    #: Heights and widths must be multiples of this.
+    size_multiple = 4
+
+    def __init__(self, channels: int = 16, blocks: int = 2, bottleneck: int = 4, unit: UnitFactory = DotBinaryConv2d):
+        super().__init__()
+        c1, c2, c3 = channels, 2 * channels, 4 * channels
+
+        def stage(width: int, count: int) -> nn.Sequential:
+            return nn.Sequential(*(unit(width, width) for _ in range(count)))
+
+        self.stem = ExactConv2d(1, c1, 3, padding=1)
+        self.encoder1, self.down1 = stage(c1, blocks), Down(unit, c1)
+        self.encoder2, self.down2 = stage(c2, blocks), Down(unit, c2)
+        self.bottleneck = stage(c3, bottleneck)
+        self.up2, self.decoder2 = Up(unit, c3), stage(c2, blocks)
+        self.up1, self.decoder1 = Up(unit, c2), stage(c1, blocks)
+        self.head = nn.Conv2d(c1, 1, 1)
+        # Targets cover some 0.1 % of an image: start from a low probability everywhere.
+        nn.init.constant_(self.head.bias, -4.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e1 = self.encoder1(self.stem(x))
+        e2 = self.encoder2(self.down1(e1))
+        x = self.bottleneck(self.down2(e2))
+        x = self.decoder2(self.up2(x) + e2)
+        x = self.decoder1(self.up1(x) + e1)
+        return torch.sigmoid(self.head(x))
+
+
+def biisnet(reading: str = "add", **kwargs) -> BiisNet:
+    """The binarised network (about 7.7K parameters as the field counts: binary / 32 + full-precision convolutions)."""
+    return BiisNet(unit=partial(DotBinaryConv2d, reading=reading), **kwargs)
+
+
+def biisnet_float(**kwargs) -> BiisNet:
+    """The float twin: the same topology, float convolutions with BN and PReLU."""
+    return BiisNet(unit=FloatUnit, **kwargs)

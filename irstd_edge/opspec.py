@@ -1,0 +1,250 @@
+"""The operator specification, version 1, of the ONNX / TFLite domain ``irstd``.
+
+This file is the single source of the contract between training, export, the kernels and the
+runtimes: ONNX schemas, TFLite option keys, the C constants, the validation on load, the docs table
+and the test parameters are all derived from :data:`OPERATORS`.
+
+Bits
+    Packed along the input channels of one group in int32 words: bit *i* (least significant first)
+    of word *j* is channel ``32 * j + i``; bit 1 is +1, bit 0 is -1, tail bits are zero.
+    Weights are ``[OC, KH, KW, ceil((IC / groups) / 32)]``.
+
+``irstd.BinaryConv2d``, in this order, every step rounded to float32 (no fused multiply-add)::
+
+    b    = +1 where x >= threshold[ic], else -1          (sign(0) = +1; NaN gives -1)
+    acc  = sum of b * w over the taps inside the image
+           + sum of pad_value * w over the taps outside  (exact integer)
+    v    = acc * scale[oc] + bias[oc]
+    r    = residual, its channels matched to OC: repeated (r[oc % RC]) where RC divides OC,
+           averaged (sum of r[oc + j * OC] / (RC / OC), j ascending) where OC divides RC
+    act  = RPReLU: t = v - shift_in; t = t if t >= 0 else t * slope; t + shift_out
+           or clamp: min(max(v, clamp_min), clamp_max)
+    residual mode `add` is v + r, `modulate` is r + r * tanh(v)
+    activation_first = 1: act, then residual;  0: residual, then act
+    fraction_bits f >= 0: y = min(max(rint(y * 2^f), -32768), 32767) / 2^f  (half to even);  -1: none
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
+
+DOMAIN = "irstd"
+OPSET_VERSION = 1
+WORD_BITS = 32
+#: The only bit order of version 1: least significant bit first, set bit = +1.
+BIT_ORDER_LSB_PLUS_ONE = 1
+MAX_KERNEL = 31
+MAX_CHANNELS = 1 << 16
+MAX_STEP = 1 << 12
+
+
+class OpSpecError(ValueError):
+    """An operator violates the specification; the message names the attribute and the way out."""
+
+
+class Residual(IntEnum):
+    NONE = 0
+    ADD = 1
+    MODULATE = 2
+
+
+class Activation(IntEnum):
+    NONE = 0
+    RPRELU = 1
+    CLAMP = 2
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One scalar attribute: the ONNX attribute, the flexbuffer key and the C field of one name."""
+
+    name: str
+    kind: type  # int or float
+    default: int | float | None  # None: mandatory
+    allowed: tuple | None  # a set of values, or None
+    minimum: int | float | None
+    maximum: int | float | None
+    doc: str
+
+    def check(self, value: int | float) -> None:
+        if self.kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise OpSpecError(f"{self.name} must be an integer, got {value!r}")
+        if self.allowed is not None and value not in self.allowed:
+            raise OpSpecError(f"{self.name} must be one of {list(self.allowed)}, got {value}")
+        if self.minimum is not None and not value >= self.minimum:
+            raise OpSpecError(f"{self.name} must be at least {self.minimum}, got {value}")
+        if self.maximum is not None and not value <= self.maximum:
+            raise OpSpecError(f"{self.name} must be at most {self.maximum}, got {value}")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One input: name, element type, shape in terms of the specification's letters."""
+
+    name: str
+    dtype: str  # "float32" or "int32"
+    shape: str
+    optional: bool
+    constant: bool
+    doc: str
+
+
+def _int(name, default, doc, allowed=None, minimum=None, maximum=None):
+    return Attribute(name, int, default, allowed, minimum, maximum, doc)
+
+
+BINARY_CONV2D_ATTRIBUTES: tuple[Attribute, ...] = (
+    _int("version", None, "operator version", allowed=(OPSET_VERSION,)),
+    _int("bit_order", None, "1: least significant bit first, set bit = +1", allowed=(BIT_ORDER_LSB_PLUS_ONE,)),
+    _int("in_channels", None, "input channels IC", minimum=1, maximum=MAX_CHANNELS),
+    _int("out_channels", None, "output channels OC", minimum=1, maximum=MAX_CHANNELS),
+    _int("kernel_h", None, "kernel height KH", minimum=1, maximum=MAX_KERNEL),
+    _int("kernel_w", None, "kernel width KW", minimum=1, maximum=MAX_KERNEL),
+    _int("stride_h", 1, "vertical stride", minimum=1, maximum=MAX_STEP),
+    _int("stride_w", 1, "horizontal stride", minimum=1, maximum=MAX_STEP),
+    _int("dilation_h", 1, "vertical dilation", minimum=1, maximum=MAX_STEP),
+    _int("dilation_w", 1, "horizontal dilation", minimum=1, maximum=MAX_STEP),
+    _int("pad_top", 0, "padding rows above", minimum=0, maximum=MAX_STEP),
+    _int("pad_left", 0, "padding columns on the left", minimum=0, maximum=MAX_STEP),
+    _int("pad_bottom", 0, "padding rows below", minimum=0, maximum=MAX_STEP),
+    _int("pad_right", 0, "padding columns on the right", minimum=0, maximum=MAX_STEP),
+    _int("groups", 1, "groups; divides IC and OC", minimum=1, maximum=MAX_CHANNELS),
+    _int("pad_value", None, "value of the padding after binarisation: 0 (exact zero), +1 or -1", allowed=(-1, 0, 1)),
+    _int("residual", 0, "0 none, 1 add, 2 modulate (r + r * tanh(v))", allowed=tuple(int(r) for r in Residual)),
+    _int("activation", 0, "0 none, 1 RPReLU, 2 clamp", allowed=tuple(int(a) for a in Activation)),
+    _int("activation_first", 1, "1: activation before the residual, 0: after it", allowed=(0, 1)),
+    Attribute("clamp_min", float, float("-inf"), None, None, None, "lower bound of the clamp"),
+    Attribute("clamp_max", float, float("inf"), None, None, None, "upper bound of the clamp"),
+    _int("fraction_bits", -1, "-1: float32 output; 0..15: output on the 16-bit fixed-point grid of step 2^-f",
+         minimum=-1, maximum=15),
+)
+
+BINARY_CONV2D_INPUTS: tuple[Operand, ...] = (
+    Operand("x", "float32", "[N, IC, H, W]", False, False, "input feature map (TFLite: [N, H, W, IC])"),
+    Operand("weight", "int32", "[OC, KH, KW, ceil((IC / groups) / 32)]", False, True, "packed weight signs"),
+    Operand("threshold", "float32", "[IC]", False, True, "bit is 1 where x >= threshold"),
+    Operand("scale", "float32", "[OC]", False, True, "per-channel scale of the integer result"),
+    Operand("bias", "float32", "[OC]", False, True, "per-channel bias"),
+    Operand("activation_parameters", "float32", "[3, OC]", True, True,
+            "RPReLU rows shift_in, slope, shift_out; absent otherwise"),
+    Operand("residual_input", "float32", "[N, RC, OH, OW]", True, False,
+            "residual; RC divides OC or OC divides RC (TFLite: [N, OH, OW, RC])"),
+)
+
+
+@dataclass(frozen=True)
+class Operator:
+    name: str
+    doc: str
+    attributes: tuple[Attribute, ...]
+    inputs: tuple[Operand, ...]
+
+    @property
+    def tflite_name(self) -> str:
+        """Custom code in a .tflite file."""
+        return f"{DOMAIN}.{self.name}"
+
+
+BINARY_CONV2D = Operator(
+    "BinaryConv2d",
+    "Threshold, binary convolution, scale, bias, activation and residual in one node.",
+    BINARY_CONV2D_ATTRIBUTES,
+    BINARY_CONV2D_INPUTS,
+)
+OPERATORS: dict[str, Operator] = {BINARY_CONV2D.name: BINARY_CONV2D}
+
+
+@dataclass(frozen=True)
+class BinaryConv2dSpec:
+    """The attributes of one ``irstd.BinaryConv2d`` node; the fields are :data:`BINARY_CONV2D_ATTRIBUTES`.
+
+    Raises :class:`OpSpecError` on construction when an attribute is out of range.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_h: int
+    kernel_w: int
+    pad_value: int
+    stride_h: int = 1
+    stride_w: int = 1
+    dilation_h: int = 1
+    dilation_w: int = 1
+    pad_top: int = 0
+    pad_left: int = 0
+    pad_bottom: int = 0
+    pad_right: int = 0
+    groups: int = 1
+    residual: int = 0
+    activation: int = 0
+    activation_first: int = 1
+    clamp_min: float = float("-inf")
+    clamp_max: float = float("inf")
+    fraction_bits: int = -1
+    version: int = OPSET_VERSION
+    bit_order: int = BIT_ORDER_LSB_PLUS_ONE
+
+    def __post_init__(self):
+        for attribute in BINARY_CONV2D_ATTRIBUTES:
+            attribute.check(getattr(self, attribute.name))
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise OpSpecError(
+                f"groups must divide in_channels and out_channels: groups={self.groups}, "
+                f"in_channels={self.in_channels}, out_channels={self.out_channels}"
+            )
+        if not self.clamp_min <= self.clamp_max:
+            raise OpSpecError(f"clamp_min must not exceed clamp_max: {self.clamp_min} > {self.clamp_max}")
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, int | float]) -> BinaryConv2dSpec:
+        """Build and validate from a node's attributes; unknown or missing ones are errors."""
+        known = {a.name: a for a in BINARY_CONV2D_ATTRIBUTES}
+        unknown = sorted(set(attributes) - set(known))
+        if unknown:
+            raise OpSpecError(f"unknown attributes of {DOMAIN}.BinaryConv2d: {', '.join(unknown)}")
+        missing = [a.name for a in known.values() if a.default is None and a.name not in attributes]
+        if missing:
+            raise OpSpecError(f"missing attributes of {DOMAIN}.BinaryConv2d: {', '.join(missing)}")
+        return cls(**attributes)
+
+    def attributes(self) -> dict[str, int | float]:
+        """All attributes by name, in the specification's order."""
+        values = asdict(self)
+        return {a.name: values[a.name] for a in BINARY_CONV2D_ATTRIBUTES}
+
+    @property
+    def words(self) -> int:
+        """int32 words per kernel tap: ceil((IC / groups) / 32)."""
+        return -(-(self.in_channels // self.groups) // WORD_BITS)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.out_channels, self.kernel_h, self.kernel_w, self.words)
+
+    @property
+    def macs_per_output(self) -> int:
+        """Binary multiply-accumulates per output value."""
+        return self.kernel_h * self.kernel_w * (self.in_channels // self.groups)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Output height and width; raises :class:`OpSpecError` when the kernel exceeds the padded image."""
+        out = []
+        for size, before, after, kernel, stride, dilation, axis in (
+            (height, self.pad_top, self.pad_bottom, self.kernel_h, self.stride_h, self.dilation_h, "height"),
+            (width, self.pad_left, self.pad_right, self.kernel_w, self.stride_w, self.dilation_w, "width"),
+        ):
+            extent = dilation * (kernel - 1) + 1
+            if size + before + after < extent:
+                raise OpSpecError(f"input {axis} {size} plus padding is smaller than the dilated kernel ({extent})")
+            out.append((size + before + after - extent) // stride + 1)
+        return out[0], out[1]
+
+    def check_residual_channels(self, channels: int) -> None:
+        if channels < 1 or (self.out_channels % channels and channels % self.out_channels):
+            raise OpSpecError(
+                f"residual channels ({channels}) must divide out_channels ({self.out_channels}) or be a multiple of it"
+            )
+
+
+assert {f.name for f in fields(BinaryConv2dSpec)} == {a.name for a in BINARY_CONV2D_ATTRIBUTES}

@@ -14,12 +14,16 @@ ROOT = Path(__file__).resolve().parent
 LIBRARIES = ("libirstd_ort.so", "libirstd_tflite.so")
 
 
+#: Where the machine has no C compiler, zig's (a package of its own) serves.
+NEEDS_ZIG = not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang")))
+
+
 def compiler() -> list[str]:
-    """The system's C compiler, or zig's where there is none."""
-    if os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+    """CMake's options for the compiler: none where the system has one."""
+    if not NEEDS_ZIG:
         return []
     wrapper = ROOT / "build" / "zig-cc"
-    wrapper.parent.mkdir(exist_ok=True)
+    wrapper.parent.mkdir(parents=True, exist_ok=True)
     wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang cc "$@"\n')
     wrapper.chmod(0o755)
     archiver = ROOT / "build" / "zig-ar"
@@ -64,4 +68,8 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel}, distclass=BinaryDistribution)
+setup(
+    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel},
+    distclass=BinaryDistribution,
+    setup_requires=["ziglang"] if NEEDS_ZIG else [],
+)

@@ -16,7 +16,7 @@ from skimage.measure import label, regionprops
 
 MATCH_DISTANCE = 3.0
 THRESHOLD = 0.5
-_EPS = np.spacing(1)
+_EPS = float(np.spacing(1))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+# make demo   export, verify, detect and benchmark on the repository's own infrared frames -> build/demo/
+# make test   the test suite, under 15 minutes on two cores
+# Each sets up .venv by itself and builds the native libraries; python3 (3.11 or newer) and make are all they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+SOURCES := setup.cfg setup.py constraints.txt $(shell find runtimes/native -type f -name '*.[ch]' -o -name 'CMake*.txt' -path 'runtimes/native/*')
+
+.PHONY: demo test test-all build lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out $(DEMO)/bundle
+	$(BIN)/irstd-edge export biisnet-float --untrained --to onnx,tflite --out $(DEMO)/twin
+	$(BIN)/irstd-edge verify $(DEMO)/bundle --images samples/frames
+	$(BIN)/irstd-edge detect $(DEMO)/bundle samples/frames --out $(DEMO)/overlays --sheet $(DEMO)/detections.png
+	$(BIN)/irstd-edge benchmark $(DEMO)/bundle --twin $(DEMO)/twin --images samples/frames --preset quick \
+	    --json $(DEMO)/report.json --html $(DEMO)/report.html
+	@echo "open $(DEMO)/report.html"
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+build: $(VENV)/.ready
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+
+# One install for everything: a change of the native sources rebuilds and re-installs in place.
+$(VENV)/.ready: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV) runtimes/lib *.egg-info

@@ -1,0 +1,35 @@
+"""Graph passes on onnx-ir models; one pass a file, each with its pre- and postconditions.
+
+:func:`compress` is the pipeline of the targets that have our operators, :func:`lower` continues to standard operators.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from irstd_edge.export.passes.fold_activation import FoldActivation
+from irstd_edge.export.passes.fold_batch_norm import FoldBatchNorm
+from irstd_edge.export.passes.fold_residual import FoldResidual
+from irstd_edge.export.passes.fold_threshold import FoldThreshold
+from irstd_edge.export.passes.lower_binary import LowerBinary
+from irstd_edge.export.passes.simplify import Finish, Simplify
+
+#: Thresholds come first: they are exact, while folding the same map into the convolution before it is not.
+FOLDS = (FoldThreshold, FoldBatchNorm, FoldActivation, FoldResidual)
+
+
+def compress(model: ir.Model) -> ir.Model:
+    """Fold everything around the binary nodes into them, in place; the model is returned."""
+    Simplify()(model)
+    ir.passes.PassManager([fold() for fold in FOLDS], steps=8, early_stop=True)(model)
+    Simplify(rewrite=True)(model)
+    Finish()(model)
+    return model
+
+
+def lower(model: ir.Model) -> ir.Model:
+    """Replace binary nodes by standard operators, in place; the model is returned."""
+    LowerBinary()(model)
+    Simplify()(model)
+    Finish()(model)
+    return model

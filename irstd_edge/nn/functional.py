@@ -43,11 +43,10 @@ def match_channels(residual: torch.Tensor, channels: int) -> torch.Tensor:
     if count == channels:
         return residual
     if channels % count == 0:
-        return residual.repeat(1, channels // count, 1, 1)
-    parts = residual.unflatten(1, (count // channels, channels)).unbind(1)
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
+        return torch.cat([residual] * (channels // count), dim=1)
+    total = residual[:, :channels]
+    for first in range(channels, count, channels):
+        total = total + residual[:, first : first + channels]
     return total / (count // channels)
 
 

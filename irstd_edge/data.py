@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 IMAGE_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 #: Networks see sizes that are multiples of this (protocol ``basicirstd``).
 PAD_MULTIPLE = 32
+#: Evaluation protocols, the default first; see :func:`to_protocol`.
+PROTOCOLS = ("basicirstd", "resize256")
 
 
 class DataError(ValueError):
@@ -62,7 +64,10 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-                return scale_16bit(np.asarray(image).astype(np.float32))
+                values = np.asarray(image).astype(np.float32)
+                if not np.isfinite(values).all():
+                    raise ValueError("holds NaN or infinity")
+                return scale_16bit(values)
             return np.asarray(image.convert("L"), dtype=np.float32)
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file") from e
@@ -99,7 +104,7 @@ def pad_to_multiple(image: np.ndarray, multiple: int = PAD_MULTIPLE) -> np.ndarr
 
 
 def list_images(path: Path) -> list[Path]:
-    """The images of a folder (not recursive, sorted), or the one image. Raises :class:`DataError` when there are none."""
+    """The images of a folder (not recursive, sorted), or the one image. Raises :class:`DataError` where none is."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -167,6 +172,69 @@ class Dataset:
             return DATASETS[self.name].normalisation
         images = [self[i].image for i in range(len(self))]
         return Normalisation(float(np.mean([i.mean() for i in images])), float(np.mean([i.std() for i in images])))
+
+
+def to_protocol(sample: Sample, protocol: str) -> Sample:
+    """The image and mask that a protocol compares. Raises :class:`DataError` for an unknown one.
+
+    ``basicirstd``: native size (BasicIRSTD, SCTransNet). ``resize256``: the image bilinearly and the mask by nearest
+    neighbour resized to 256 x 256 in 8 bits (DNANet, MSHNet), before normalisation.
+    """
+    if protocol not in PROTOCOLS:
+        raise DataError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if protocol == "basicirstd":
+        return sample
+    size = (256, 256)
+    image = Image.fromarray(np.clip(np.rint(sample.image), 0, 255).astype(np.uint8))
+    image = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32)
+    return Sample(sample.name, image, np.asarray(Image.fromarray(sample.mask).resize(size, Image.Resampling.NEAREST)))
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What a local copy of a data set holds; ``problems`` are one line each, empty where all is well."""
+
+    name: str
+    train: int
+    test: int
+    problems: tuple[str, ...]
+
+
+def check_dataset(root: Path, name: str) -> DatasetCheck:
+    """Look at every file that the split files of ``root/name`` name: there, readable, image and mask of one size.
+
+    Counts are compared with those of the public split where the set is a public one.
+    """
+    counts, problems = {"train": 0, "test": 0}, []
+    for split in counts:
+        try:
+            dataset = Dataset(root, name, split)
+        except DataError as e:
+            problems.append(str(e))
+            continue
+        counts[split] = len(dataset)
+        if name in DATASETS and len(dataset) != (expected := getattr(DATASETS[name], split)):
+            problems.append(f"{name}: {split} split names {len(dataset)} images, the public one {expected}")
+        for image_name in dataset.names:
+            try:
+                image, mask = (_image_size(dataset._find(kind, image_name)) for kind in ("images", "masks"))
+            except DataError as e:
+                problems.append(str(e))
+                continue
+            if image != mask:
+                problems.append(f"{dataset.folder}/masks/{image_name}: mask is {mask}, its image {image}")
+    return DatasetCheck(name, counts["train"], counts["test"], tuple(problems))
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Height and width; the file's checksums are read, its pixels are not."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            image.verify()
+            return height, width
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+        raise DataError(f"{path}: cannot be read as an image ({e})") from e
 
 
 def random_crop(

@@ -9,10 +9,13 @@ matched one vanishes; :attr:`Accuracy.fa_by_area` is that under-reporting varian
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from skimage.measure import label, regionprops
+from skimage.measure import label
+
+from irstd_edge.data import PAD_MULTIPLE, PROTOCOLS, Normalisation, Sample, normalise, pad_to_multiple, to_protocol
 
 MATCH_DISTANCE = 3.0
 THRESHOLD = 0.5
@@ -69,19 +72,16 @@ class DetectionMetrics:
         self._match(label(predicted, connectivity=2), label(mask == 255, connectivity=2))
 
     def _match(self, predicted: np.ndarray, truth: np.ndarray) -> None:
-        candidates = regionprops(predicted)
-        free = list(candidates)
-        for target in regionprops(truth):
+        areas, centres = _components(predicted)
+        free = np.ones(len(areas), bool)
+        for centre in _components(truth)[1]:
             self.targets += 1
-            centre = np.array(target.centroid)
-            for candidate in free:
-                if np.linalg.norm(np.array(candidate.centroid) - centre) < MATCH_DISTANCE:
-                    self.matched += 1
-                    free.remove(candidate)
-                    break
-        self.false_pixels += int(sum(c.area for c in free))
-        matched_areas = {c.area for c in candidates if c not in free}
-        self.false_pixels_by_area += int(sum(c.area for c in candidates if c.area not in matched_areas))
+            near = np.flatnonzero(free & (np.sqrt(((centres - centre) ** 2).sum(1)) < MATCH_DISTANCE))
+            if len(near):
+                self.matched += 1
+                free[near[0]] = False
+        self.false_pixels += int(areas[free].sum())
+        self.false_pixels_by_area += int(areas[~np.isin(areas, areas[~free])].sum())
 
     def result(self) -> Accuracy:
         return Accuracy(
@@ -93,3 +93,42 @@ class DetectionMetrics:
             images=len(self.image_ious),
             targets=self.targets,
         )
+
+
+def _components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas ``[K]`` and centroids ``[K, 2]`` (row, column) of the labels 1..K, in label order."""
+    rows, columns = np.nonzero(labels)
+    ids = labels[rows, columns] - 1
+    areas = np.bincount(ids)
+    sums = np.stack([np.bincount(ids, rows), np.bincount(ids, columns)], 1)
+    return areas, sums / areas[:, None]
+
+
+def evaluate(
+    predict: Callable[[np.ndarray], np.ndarray],
+    samples: Iterable[Sample],
+    normalisation: Normalisation,
+    *,
+    protocol: str = PROTOCOLS[0],
+    threshold: float = THRESHOLD,
+    size_multiple: int = PAD_MULTIPLE,
+) -> Accuracy:
+    """Accuracy of anything that maps images to probabilities, by one protocol.
+
+    Args:
+        predict: normalised, padded float32 ``[1, 1, H, W]`` to the probability ``[1, 1, H, W]``.
+        samples: images with masks of their own size, e.g. a :class:`~irstd_edge.data.Dataset`.
+        normalisation: anything with ``mean`` and ``std`` on the 0..255 scale.
+        protocol: ``basicirstd`` (native size) or ``resize256``, see :func:`~irstd_edge.data.to_protocol`.
+            Numbers of different protocols are not comparable.
+        size_multiple: images are zero-padded at the bottom and right to multiples of this, and cropped back.
+
+    Raises :class:`~irstd_edge.data.DataError`.
+    """
+    metrics = DetectionMetrics()
+    for sample in samples:
+        sample = to_protocol(sample, protocol)
+        height, width = sample.mask.shape
+        x = pad_to_multiple(normalise(sample.image, normalisation), size_multiple)[None, None]
+        metrics.update(np.asarray(predict(x))[0, 0, :height, :width], sample.mask, threshold)
+    return metrics.result()

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from irstd_edge.export.passes.fold_activation import FoldActivation
 from irstd_edge.export.passes.fold_batch_norm import FoldBatchNorm
+from irstd_edge.export.passes.fold_conv_batch_norm import FoldConvBatchNorm
 from irstd_edge.export.passes.fold_residual import FoldResidual
 from irstd_edge.export.passes.fold_threshold import FoldThreshold
 from irstd_edge.export.passes.lower_binary import LowerBinary
@@ -18,10 +19,17 @@ from irstd_edge.export.passes.simplify import Finish, Simplify
 FOLDS = (FoldThreshold, FoldBatchNorm, FoldActivation, FoldResidual)
 
 
+def fold(model: ir.Model) -> ir.Model:
+    """Run :data:`FOLDS` until nothing changes, in place; the model is returned."""
+    ir.passes.PassManager([step() for step in FOLDS], steps=8, early_stop=True)(model)
+    return model
+
+
 def compress(model: ir.Model) -> ir.Model:
     """Fold everything around the binary nodes into them, in place; the model is returned."""
     Simplify()(model)
-    ir.passes.PassManager([fold() for fold in FOLDS], steps=8, early_stop=True)(model)
+    fold(model)
+    FoldConvBatchNorm()(model)
     Simplify(rewrite=True)(model)
     Finish()(model)
     return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from irstd_edge.opspec import Activation, BinaryConv2dSpec, Residual
+from irstd_edge.opspec import Activation, BinaryConv2dSpec, OpSpecError, Residual
 
 INT16_MIN, INT16_MAX = -32768, 32767
 
@@ -38,12 +38,17 @@ def to_fixed_point(x: torch.Tensor, fraction_bits: int) -> torch.Tensor:
 
 
 def match_channels(residual: torch.Tensor, channels: int) -> torch.Tensor:
-    """Repeat or average the channels of ``[N, RC, H, W]`` to ``channels`` as the specification says."""
+    """Repeat or average the channels of ``[N, RC, H, W]`` to ``channels`` as the specification says.
+
+    Raises :class:`~irstd_edge.opspec.OpSpecError` where neither count divides the other.
+    """
     count = residual.shape[1]
     if count == channels:
         return residual
     if channels % count == 0:
         return torch.cat([residual] * (channels // count), dim=1)
+    if count % channels:
+        raise OpSpecError(f"residual has {count} channels, the convolution {channels}")
     total = residual[:, :channels]
     for first in range(channels, count, channels):
         total = total + residual[:, first : first + channels]

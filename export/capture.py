@@ -1,0 +1,197 @@
+"""From a PyTorch network to one onnx-ir graph in which every compressed layer is a single ``irstd`` node."""
+
+from __future__ import annotations
+
+import ast
+import io
+import logging
+import warnings
+from collections import Counter
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import torch
+from torch import nn
+from torch.export import Dim
+
+from irstd_edge.errors import UnsupportedError
+from irstd_edge.export.passes.graph import LAYER, is_binary
+from irstd_edge.export.schema import register_schemas
+from irstd_edge.nn.binary import FoldedBinaryConv2d
+from irstd_edge.nn.inference import freeze
+from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, DOMAIN, OPSET_VERSION
+
+#: The lowest opset of the default domain that the exporter writes without conversion.
+ONNX_OPSET = 18
+#: Opset 18 came with IR version 8: every ONNX Runtime since 1.14 reads it.
+IR_VERSION = 8
+INPUT_NAME, OUTPUT_NAME = "input", "probability"
+DEFAULT_SIZE_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured network.
+
+    ``static_reason`` is empty where height and width are dynamic, and otherwise says why they are fixed.
+    ``unused`` names the binary layers on which the kept output does not depend (training-only heads).
+    """
+
+    model: ir.Model
+    static_reason: str
+    unused: tuple[str, ...] = ()
+
+    @property
+    def dynamic(self) -> bool:
+        return not self.static_reason
+
+
+def capture(network: nn.Module, input_size: tuple[int, int], output: int = 0, dynamic: bool = True,
+            channels: int = 1) -> Capture:
+    """Freeze and export ``network`` (float32 ``[1, channels, H, W]`` in) to an onnx-ir model of opset 18.
+
+    Height and width are dynamic in steps of the network's ``size_multiple`` (32 where it has none); a network
+    that cannot be exported so is exported at ``input_size`` and the reason is kept. Of several outputs, flattened
+    in the order of the return value, the one at index ``output`` (negative: from the end) is kept.
+    Every node carries the PyTorch path of its layer in ``metadata_props["layer"]``.
+
+    Raises :class:`UnsupportedError` where PyTorch cannot export the network, or a binary layer would be lost.
+    """
+    register_schemas()
+    frozen = freeze(network)
+    example = torch.zeros(1, channels, *input_size)
+    calls, count = _run(frozen, example)
+    if not -count <= output < count:
+        raise ValueError(f"the network returns {count} tensors, none at index {output}; choose from 0 to {count - 1}")
+    multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
+    model, reason = _export(frozen, example, multiple if dynamic else None)
+    _name_layers(model, network)
+    _check_complete(model, calls, network)
+    unused = _keep_output(model, output)
+    model.graph.inputs[0].name, model.graph.outputs[0].name = INPUT_NAME, OUTPUT_NAME
+    model.ir_version = IR_VERSION
+    return Capture(model, reason, unused)
+
+
+@torch.no_grad()
+def _run(frozen: nn.Module, example: torch.Tensor) -> tuple[Counter, int]:
+    """How often each binary layer is called, by path, and how many tensors the network returns."""
+    calls: Counter = Counter()
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: calls.update([path]))
+        for path, module in frozen.named_modules() if isinstance(module, FoldedBinaryConv2d)
+    ]
+    try:
+        result = frozen(example)
+    except Exception as e:
+        raise UnsupportedError(
+            f"the network does not run on an input {list(example.shape)}: {_first_line(e)}; "
+            "networks here take one grey channel; choose another --input-size or wrap the network"
+        ) from e
+    finally:
+        for hook in hooks:
+            hook.remove()
+    tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+    return calls, len(tensors)
+
+
+def _export(frozen: nn.Module, example: torch.Tensor, multiple: int | None) -> tuple[ir.Model, str]:
+    reason = "a fixed size was asked for"
+    if multiple is not None:
+        # A size of one tile would be specialised to a constant by torch.export.
+        height, width = Dim("h", min=2), Dim("w", min=2)
+        if multiple > 1:
+            height, width = multiple * height, multiple * width
+        try:
+            return _onnx_export(frozen, example, ({2: height, 3: width},)), ""
+        except Exception as e:  # the exporter's errors have no common class
+            reason = f"PyTorch cannot export it with a dynamic size: {_root_line(e)}"
+    try:
+        return _onnx_export(frozen, example, None), reason
+    except Exception as e:
+        raise UnsupportedError(f"PyTorch cannot export the network: {_root_line(e)}") from e
+
+
+def _onnx_export(frozen: nn.Module, example: torch.Tensor, dynamic_shapes) -> ir.Model:
+    with _quiet():
+        program = torch.onnx.export(
+            frozen, (example,), dynamo=True, opset_version=ONNX_OPSET, dynamic_shapes=dynamic_shapes, optimize=False,
+            verbose=False, custom_translation_table={torch.ops.irstd.binary_conv2d.default: _translate},
+        )
+    return program.model
+
+
+def _translate(x, weight, threshold, scale, bias, activation_parameters, residual_input, *attributes):
+    """One ``torch.ops.irstd.binary_conv2d`` call to one ``irstd::BinaryConv2d`` node."""
+    from onnxscript import values
+
+    named = {a.name: value for a, value in zip(BINARY_CONV2D_ATTRIBUTES, attributes, strict=True)}
+    return values.Opset(DOMAIN, OPSET_VERSION).BinaryConv2d(
+        x, weight, threshold, scale, bias, activation_parameters, residual_input, **named
+    )
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's progress lines and warnings: what matters is raised or recorded."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _name_layers(model: ir.Model, network: nn.Module) -> None:
+    """Write the PyTorch path of the layer that made each node into its metadata."""
+    paths = {path for path, _ in network.named_modules()}
+    for node in model.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        scopes = [s for s in ast.literal_eval(scopes) if s in paths] if scopes else []
+        node.metadata_props[LAYER] = scopes[-1] if scopes else ""
+
+
+def _frozen_path(path: str, paths: set[str]) -> str:
+    """The training network's layer that became ``path`` of the frozen one."""
+    while path and path not in paths:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _check_complete(model: ir.Model, calls: Counter, network: nn.Module) -> None:
+    paths = {path for path, _ in network.named_modules()}
+    expected: Counter = Counter()
+    for path, times in calls.items():
+        expected[_frozen_path(path, paths)] += times
+    found = Counter(n.metadata_props[LAYER] for n in model.graph if is_binary(n))
+    if found != expected:
+        wrong = sorted(p for p in expected | found if expected[p] != found[p])
+        raise UnsupportedError(
+            f"binary layers changed while PyTorch exported the network: {', '.join(wrong)}; "
+            "call each one from forward(), outside torch.no_grad-only or data-dependent branches"
+        )
+
+
+def _keep_output(model: ir.Model, index: int) -> tuple[str, ...]:
+    """Drop the other outputs and what only they need; returns the binary layers that went."""
+    before = {n.metadata_props[LAYER] for n in model.graph if is_binary(n)}
+    kept = model.graph.outputs[index]
+    model.graph.outputs[:] = [kept]
+    common_passes.RemoveUnusedNodesPass()(model)
+    after = {n.metadata_props[LAYER] for n in model.graph if is_binary(n)}
+    return tuple(sorted(before - after))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
+def _root_line(error: BaseException) -> str:
+    """The first line of the deepest cause: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {_first_line(error)}"

@@ -1,0 +1,111 @@
+"""The command ``export``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+def _size(context, parameter, text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise click.BadParameter(f"{text!r}: give one number, or height and width as 256x320")
+    return int(parts[0]), int(parts[-1])
+
+
+def _targets(context, parameter, text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@click.command()
+@click.argument("network", required=False)
+@click.option("--to", "targets", default="onnx,tflite,portable", show_default=True, callback=_targets,
+              help="Targets, by comma: onnx and tflite hold compressed operators, portable standard ones alone.")
+@click.option("--out", type=_PATH, required=True, help="Folder of the bundle; appears only when all of it is verified.")
+@click.option("--checkpoint", type=_PATH, help="Weights; default those that come with the network.")
+@click.option("--model", metavar="PACKAGE.MODULE:FACTORY",
+              help="A network of your own; the current directory is searched first.")
+@click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
+@click.option("--untrained", is_flag=True, help="Take random weights where no checkpoint is given.")
+@click.option("--input-size", default="256", show_default=True, metavar="H[xW]", callback=_size,
+              help="Size of fixed-size files (tflite), of the test vectors, and at which operations are counted.")
+@click.option("--strict", is_flag=True,
+              help="Fail (exit 3) when a layer is not realised at the precision it asks for; for a compressed network "
+                   "that excludes portable, which is lowered by definition.")
+@click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
+@click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
+@click.option("--json", "json_file", type=_PATH, help="Write the manifest and the notes to this file too.")
+def export(network, targets, out, checkpoint, model, allow_pickle, untrained, input_size, strict, mean, std, json_file):
+    """Export NETWORK (irstd-edge models lists them), or one of your own, to a bundle of files that run elsewhere.
+
+    Prints the precision of every layer, requested and realised, and compares each file with PyTorch on the test
+    vectors that it writes: a difference beyond the tolerance is an error (exit 4), and then nothing is written.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    notes: list[str] = []
+    with console.status("loading") as status:
+        import torch
+
+        from irstd_edge.checkpoints import load_network
+        from irstd_edge.export.pipeline import check_targets, export_bundle
+
+        # One thread, as every runtime that verifies: others only wait for each other on small maps.
+        torch.set_num_threads(1)
+        targets = check_targets(targets)
+        loaded = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
+                              std=std, untrained=untrained)
+        status.update("exporting and verifying")
+        manifest = export_bundle(loaded, targets, out, input_size, strict, note=notes.append)
+    show(manifest, out, notes)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps({**asdict(manifest), "notes": notes}, indent=2) + "\n")
+
+
+def show(manifest, out: Path, notes: list[str]) -> None:
+    """Print one row per layer, then a line per file."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    size = "x".join(map(str, manifest.reference_input))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{manifest.network} at {size}", title_justify="left")
+    for name, justify in (("layer", "left"), ("requested", "left"), ("MACs", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)
+    for artefact in manifest.artefacts:
+        table.add_column(artefact.kind, no_wrap=True)
+        table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("reason")
+    by_kind = [{layer.name: layer for layer in a.layers} for a in manifest.artefacts]
+    for name in dict.fromkeys(name for layers in by_kind for name in layers):
+        found = [layers.get(name) for layers in by_kind]
+        first = next(layer for layer in found if layer is not None)
+        cells = [cell for layer in found for cell in _cells(layer)]
+        reasons = [f"{a.kind}: {layer.reason}" for a, layer in zip(manifest.artefacts, found, strict=True)
+                   if layer is not None and layer.reason]
+        table.add_row(name, first.requested, f"{first.macs:,}", *cells, "; ".join(reasons))
+    console.print(table)
+    for a in manifest.artefacts:
+        lowered = sum(layer.downgraded for layer in a.layers)
+        binary = sum(layer.realised != "float32" for layer in a.layers)
+        shape = "any size" if a.input is None else "x".join(map(str, a.input))
+        console.print(f"{out / a.file}: {a.bytes / 1024:,.1f} KiB, {a.layout}, {shape}, {binary} of {len(a.layers)} "
+                      f"layers compressed{f', {lowered} lowered' if lowered else ''}, verified", soft_wrap=True)
+    for text in notes:
+        console.print(f"note: {text}", soft_wrap=True)
+
+
+def _cells(layer) -> tuple[str, str]:
+    if layer is None:
+        return "-", ""
+    return (f"[yellow]{layer.realised}[/]" if layer.downgraded else layer.realised), f"{layer.bytes:,}"

@@ -1,0 +1,70 @@
+"""The precision table of an artefact: one row per layer, requested and realised."""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_ir as ir
+
+from irstd_edge.bundle import LayerPrecision
+from irstd_edge.export.passes.graph import LAYER, REQUESTED, constant, is_binary, spec_of
+from irstd_edge.export.passes.simplify import has_weights
+from irstd_edge.opspec import DOMAIN
+
+BINARY, FLOAT = "W1A1", "float32"
+
+
+def describe_layers(
+    model: ir.Model, static: ir.Model, reason: str = "", layer_bytes: dict[str, int] | None = None
+) -> tuple[LayerPrecision, ...]:
+    """One row per convolution or matrix product of ``model``, named by its PyTorch module, in the order of the graph.
+
+    Args:
+        model: what the artefact holds; a layer used several times has one row.
+        static: the compressed model at the reference input, from which operations are counted.
+        reason: why a layer's realised precision is not the requested one.
+        layer_bytes: constants by layer where the artefact is no ONNX file.
+    """
+    macs: dict[str, int] = {}
+    for node in static.graph:
+        if has_weights(node):
+            macs[_name(node)] = macs.get(_name(node), 0) + count_macs(node)
+    sizes = constant_bytes(model) if layer_bytes is None else layer_bytes
+    rows: dict[str, LayerPrecision] = {}
+    for node in model.graph:
+        name = _name(node)
+        if not has_weights(node) or name in rows:
+            continue
+        realised = BINARY if is_binary(node) else FLOAT
+        requested = node.metadata_props.get(REQUESTED, realised)
+        operator = f"{node.domain}.{node.op_type}" if node.domain == DOMAIN else node.op_type
+        rows[name] = LayerPrecision(name, operator, requested, realised, sizes.get(name, 0), macs.get(name, 0),
+                                    reason if requested != realised else "")
+    return tuple(rows.values())
+
+
+def constant_bytes(model: ir.Model) -> dict[str, int]:
+    """Bytes of the constants that each layer's nodes read; one that a layer reads twice counts once."""
+    sizes: dict[str, dict[str, int]] = {}
+    for node in model.graph:
+        layer = sizes.setdefault(_name(node), {})
+        layer.update({v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None})
+    return {name: sum(values.values()) for name, values in sizes.items()}
+
+
+def count_macs(node: ir.Node) -> int:
+    """Multiply-accumulates of a node with static shapes; a binary one counts one each, padding taps included."""
+    if is_binary(node):
+        return prod(node.outputs[0].shape.numpy()) * spec_of(node).macs_per_output
+    weight = constant(node.inputs[1])
+    if weight is None:
+        weight = constant(node.inputs[0])
+    if node.op_type == "Conv":
+        return prod(node.outputs[0].shape.numpy()) * prod(weight.shape[1:])
+    if node.op_type == "ConvTranspose":
+        return prod(node.inputs[0].shape.numpy()) * prod(weight.shape[1:])
+    return prod(node.outputs[0].shape.numpy()[:-1]) * prod(weight.shape)
+
+
+def _name(node: ir.Node) -> str:
+    return node.metadata_props.get(LAYER) or node.name

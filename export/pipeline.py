@@ -1,0 +1,235 @@
+"""From a loaded network to a verified bundle."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+
+from irstd_edge import __version__
+from irstd_edge.bundle import (
+    ARTEFACTS,
+    Artefact,
+    Bundle,
+    LayerPrecision,
+    Manifest,
+    TestVectors,
+    sha256,
+    staged_folder,
+    write_manifest,
+)
+from irstd_edge.errors import UnsupportedError
+from irstd_edge.export.capture import Capture, capture
+from irstd_edge.export.layers import describe_layers
+from irstd_edge.export.passes import compress
+from irstd_edge.export.passes.specialize import Specialize
+from irstd_edge.export.targets.onnx import to_onnx
+from irstd_edge.export.targets.portable import lowered
+from irstd_edge.export.targets.tflite import to_tflite
+from irstd_edge.nn.inference import freeze
+from irstd_edge.opspec import BIT_ORDER_LSB_PLUS_ONE, OPSET_VERSION
+
+if TYPE_CHECKING:
+    from irstd_edge.checkpoints import LoadedNetwork
+
+FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "portable": "model_portable.onnx"}
+WEIGHTS, TEST_VECTORS = "weights.safetensors", "test_vectors.npz"
+PORTABLE_REASON = "standard operators only"
+_SEED = 20250304
+
+
+@dataclass(frozen=True)
+class _File:
+    """One artefact in memory."""
+
+    kind: str
+    data: bytes
+    layout: str
+    input: tuple[int, int] | None
+    layers: tuple[LayerPrecision, ...]
+
+
+def export_bundle(
+    source: LoadedNetwork,
+    targets: Sequence[str],
+    out: Path,
+    input_size: tuple[int, int] = (256, 256),
+    strict: bool = False,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Manifest:
+    """Export a network to a bundle folder and verify every file of it on the bundle's test vectors.
+
+    Args:
+        source: the network with its preprocessing, see :func:`irstd_edge.checkpoints.load_network`.
+        targets: of :data:`irstd_edge.bundle.ARTEFACTS`.
+        out: the folder; it appears only when everything in it is verified.
+        input_size: (H, W) of fixed-size files, of the test vectors, and at which operations are counted.
+        strict: refuse when a layer's realised precision is not the requested one (so, for a compressed network,
+            always with ``portable``, which has no compressed operators).
+        overwrite: replace a folder that is no bundle of ours.
+        note: called with a sentence for everything that a user should know and that is no error.
+
+    Raises :class:`~irstd_edge.errors.UnsupportedError` (a layer, operator or target),
+    :class:`~irstd_edge.errors.ParityError` (a file differs from PyTorch), :class:`~irstd_edge.errors.MissingError`
+    (a runtime to verify with), :class:`ValueError` and :class:`~irstd_edge.bundle.BundleError` (arguments).
+    Nothing is left in ``out`` then.
+    """
+    targets = check_targets(targets)
+    _check_size(source.network, input_size)
+    inputs = make_test_inputs(input_size)
+    outputs = reference_outputs(source.network, inputs)
+    captured = capture(source.network, input_size)
+    for text in _notes(captured, input_size):
+        note(text)
+    files = _build(compress(captured.model), targets, input_size, captured.dynamic)
+    if strict:
+        _refuse_downgrades(files)
+    with staged_folder(Path(out), overwrite=overwrite) as folder:
+        manifest = _write(folder, source, files, input_size, inputs, outputs)
+        _verify(folder)
+    return manifest
+
+
+def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """The targets without repetitions, in table order. Raises :class:`UnsupportedError` for an unknown one."""
+    for name in targets:
+        if name not in ARTEFACTS:
+            near = difflib.get_close_matches(name, ARTEFACTS, 1, 0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UnsupportedError(f"unknown target {name!r}; {hint}known: {', '.join(ARTEFACTS)}")
+    if not targets:
+        raise ValueError(f"no target is named; choose from {', '.join(ARTEFACTS)}")
+    return tuple(kind for kind in ARTEFACTS if kind in targets)
+
+
+def make_test_inputs(input_size: tuple[int, int]) -> np.ndarray:
+    """float32 ``[4, 1, H, W]``: values around zero, noise, targets on a cloudy sky, and a step edge. Deterministic."""
+    rng = np.random.default_rng(_SEED)
+    h, w = input_size
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    near_zero = rng.integers(-3, 4, (h, w)) * rng.choice([2.0**-8, 2.0**-7, 1e-7, 1e-30], (h, w))
+    noise = rng.standard_normal((h, w))
+    sky = 0.8 * np.sin(x / 37 + 0.7) * np.cos(y / 29) + 0.15 * rng.standard_normal((h, w)) - 0.5
+    for _ in range(8):
+        cy, cx, size = rng.uniform(0, h), rng.uniform(0, w), rng.uniform(0.8, 3)
+        sky += rng.uniform(1.5, 4) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * size**2))
+    edge = np.where(x + y > (h + w) / 2, 3.0, -2.5) + 0.05 * rng.standard_normal((h, w))
+    return np.stack([near_zero, noise, sky, edge])[:, None].astype(np.float32)
+
+
+@torch.no_grad()
+def reference_outputs(network: torch.nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """PyTorch's probability ``[N, 1, H, W]`` for each input; of several returned tensors, the first.
+
+    Raises :class:`UnsupportedError` where the network does not return one probability map of the input's size.
+    """
+    frozen, results = freeze(network), []
+    for image in inputs:
+        try:
+            result = frozen(torch.from_numpy(image[None]))
+        except Exception as e:
+            raise UnsupportedError(
+                f"the network does not run on an input {[1, *image.shape]}: {str(e).strip().splitlines()[0]}; "
+                "networks here take one grey channel: wrap it, or choose another --input-size"
+            ) from e
+        tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        if not tensors or tensors[0].shape != (1, *image.shape):
+            got = list(tensors[0].shape) if tensors else "no tensor"
+            raise UnsupportedError(f"the network returns {got} for an input {[1, *image.shape]}; "
+                                   "return one probability map of the input's size, first where there are several")
+        results.append(tensors[0].float().numpy())
+    outputs = np.concatenate(results)
+    if not np.isfinite(outputs).all():
+        raise UnsupportedError("the network returns NaN or infinity on the test vectors; check its weights")
+    if outputs.min() < 0 or outputs.max() > 1:
+        raise UnsupportedError(f"the network returns values in [{outputs.min():.3g}, {outputs.max():.3g}], no "
+                               "probabilities; end forward() with torch.sigmoid")
+    return outputs
+
+
+def _check_size(network: torch.nn.Module, input_size: tuple[int, int]) -> None:
+    multiple = getattr(network, "size_multiple", 1)
+    if len(input_size) != 2 or any(s < 1 or s % multiple for s in input_size):
+        raise ValueError(f"input size {'x'.join(map(str, input_size))}: height and width must be positive multiples "
+                         f"of {multiple}")
+
+
+def _notes(captured: Capture, input_size: tuple[int, int]):
+    if not captured.dynamic:
+        yield f"ONNX files have the fixed size {input_size[0]}x{input_size[1]}: {captured.static_reason}"
+    if captured.unused:
+        yield f"left out, as the first output does not depend on them: {', '.join(captured.unused)}"
+
+
+def _build(model: ir.Model, targets, input_size, dynamic: bool) -> list[_File]:
+    size = None if dynamic else tuple(input_size)
+    static = model.clone()
+    Specialize(input_size)(static)
+    files = []
+    for kind in targets:
+        if kind == "onnx":
+            files.append(_File(kind, to_onnx(model), "NCHW", size, describe_layers(model, static)))
+        elif kind == "portable":
+            plain = lowered(model)
+            layers = describe_layers(plain, static, PORTABLE_REASON)
+            files.append(_File(kind, to_onnx(plain), "NCHW", size, layers))
+        else:
+            written = to_tflite(model, input_size)
+            layers = describe_layers(static, static, layer_bytes=written.layer_bytes)
+            files.append(_File(kind, written.data, "NHWC", tuple(input_size), layers))
+    return files
+
+
+def _refuse_downgrades(files: Sequence[_File]) -> None:
+    lost = [f"{f.kind}: {layer.name} {layer.requested} -> {layer.realised} ({layer.reason})"
+            for f in files for layer in f.layers if layer.downgraded]
+    if lost:
+        kinds = sorted({f.kind for f in files if any(layer.downgraded for layer in f.layers)})
+        raise UnsupportedError(f"--strict: {len(lost)} layers are not realised as requested; leave {', '.join(kinds)} "
+                               f"out of --to, or leave out --strict. {'; '.join(lost)}")
+
+
+def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, outputs) -> Manifest:
+    artefacts = []
+    for file in files:
+        path = folder / FILES[file.kind]
+        path.write_bytes(file.data)
+        artefacts.append(Artefact(file.kind, path.name, sha256(path), len(file.data), file.layout, file.input,
+                                  file.layers))
+    state = {k: v.detach().clone().contiguous() for k, v in source.network.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private
+    np.savez_compressed(folder / TEST_VECTORS, input=inputs, probability=outputs)
+    manifest = Manifest(
+        network=source.name,
+        tool_version=__version__,
+        opset_version=OPSET_VERSION,
+        bit_order=BIT_ORDER_LSB_PLUS_ONE,
+        checkpoint_sha256=source.checkpoint_sha256,
+        weights=WEIGHTS,
+        weights_sha256=sha256(folder / WEIGHTS),
+        factory=source.factory,
+        preprocessing=source.preprocessing,
+        threshold=source.threshold,
+        reference_input=tuple(input_size),
+        artefacts=tuple(artefacts),
+        test_vectors=TestVectors(TEST_VECTORS, sha256(folder / TEST_VECTORS), len(inputs)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _verify(folder: Path) -> None:
+    from irstd_edge.runtimes.parity import check_vectors
+
+    check_vectors(Bundle.open(folder))

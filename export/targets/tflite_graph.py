@@ -1,0 +1,223 @@
+"""A small writer of .tflite files on the generated flatbuffer classes; NHWC throughout, no TRANSPOSE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flatbuffers
+import numpy as np
+import onnx_ir as ir
+from ai_edge_litert import schema_py_generated as tfl
+from flatbuffers import flexbuffers
+
+from irstd_edge.errors import UnsupportedError
+from irstd_edge.export.passes.graph import LAYER, constant
+
+_TYPES = {
+    np.dtype(np.float32): tfl.TensorType.FLOAT32,
+    np.dtype(np.int32): tfl.TensorType.INT32,
+    np.dtype(np.int64): tfl.TensorType.INT64,
+    np.dtype(np.bool_): tfl.TensorType.BOOL,
+}
+_IR_TYPES = {
+    ir.DataType.FLOAT: tfl.TensorType.FLOAT32,
+    ir.DataType.INT32: tfl.TensorType.INT32,
+    ir.DataType.INT64: tfl.TensorType.INT64,
+    ir.DataType.BOOL: tfl.TensorType.BOOL,
+}
+_BUILTIN_LIMIT = 127  # codes above it do not fit the byte of the oldest schema
+ALIGNMENT = 16
+#: Place of each NCHW axis in NHWC.
+NHWC_AXIS = (0, 3, 1, 2)
+_OPTION_NAMES = {name: value for name, value in vars(tfl.BuiltinOptions).items() if not name.startswith("_")}
+
+
+class _AlignedBuffer(tfl.BufferT):
+    """A buffer whose bytes start on a 16-byte boundary of the file, and are copied in one piece."""
+
+    def Pack(self, builder):
+        data = None
+        if self.data is not None:
+            builder.StartVector(1, len(self.data), ALIGNMENT)
+            builder.head -= len(self.data)
+            builder.Bytes[builder.head:builder.head + len(self.data)] = self.data
+            data = builder.EndVector()
+        tfl.BufferStart(builder)
+        if data is not None:
+            tfl.BufferAddData(builder, data)
+        return tfl.BufferEnd(builder)
+
+
+def nhwc_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A rank-4 shape from NCHW to NHWC; other ranks stay."""
+    shape = tuple(int(s) for s in shape)
+    return (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 else shape
+
+
+class TfliteGraph:
+    """Collects tensors and operators; :meth:`serialize` gives the file.
+
+    ``tensor(value)`` maps an ONNX value to a tensor index: rank 4 becomes NHWC, other ranks keep their order.
+    ``layer_tensors`` lists the constant tensors that the operators of each layer read.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[tfl.TensorT] = []
+        self.buffers: list[tfl.BufferT] = [_AlignedBuffer()]
+        self.operators: list[tfl.OperatorT] = []
+        self.codes: dict[tuple[int, str | None], int] = {}
+        self.versions: dict[int, int] = {}
+        self.layer_tensors: dict[str, dict[int, int]] = {}
+        self._values: dict[ir.Value, int] = {}
+        self._constants: dict[tuple, int] = {}
+        self._buffer_of: dict[bytes, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._layer = ""
+
+    # tensors
+
+    def tensor(self, value: ir.Value) -> int:
+        """The tensor of a computed value, or of a constant as it is (NCHW rank 4 re-laid to NHWC)."""
+        if value in self._values:
+            return self._values[value]
+        array = constant(value)
+        if array is not None:
+            return self.constant(array.transpose(0, 2, 3, 1) if array.ndim == 4 else array)
+        index = self._add_tensor(value.name, nhwc_shape(shape_of(value)), _type_of(value))
+        self._values[value] = index
+        return index
+
+    def alias(self, value: ir.Value, index: int) -> None:
+        """``value`` is the tensor ``index``: an operator that does nothing."""
+        self._values[value] = index
+
+    def temporary(self, shape: Sequence[int], like: int | None = None) -> int:
+        """A new intermediate tensor of an NHWC shape, float32 or of the type of ``like``."""
+        kind = tfl.TensorType.FLOAT32 if like is None else self.tensors[like].type
+        return self._add_tensor(f"t{len(self.tensors)}", shape, kind)
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return tuple(int(s) for s in self.tensors[index].shape)
+
+    def constant(self, array: np.ndarray) -> int:
+        """A constant tensor; equal ones are shared, and equal bytes share one buffer."""
+        array = np.array(array, order="C")
+        data = array.tobytes()
+        key = (array.dtype.str, array.shape, data)
+        if key not in self._constants:
+            if data not in self._buffer_of:
+                buffer = _AlignedBuffer()
+                buffer.data = data
+                self._buffer_of[data] = len(self.buffers)
+                self.buffers.append(buffer)
+            index = self._add_tensor(f"c{len(self.tensors)}", array.shape, _TYPES[array.dtype])
+            self.tensors[index].buffer = self._buffer_of[data]
+            self._constants[key] = index
+            self._sizes[index] = len(data)
+        return self._constants[key]
+
+    def _add_tensor(self, name: str, shape: Sequence[int], kind: int) -> int:
+        tensor = tfl.TensorT()
+        tensor.name, tensor.shape, tensor.type = name, np.array(shape, np.int32), kind
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    # operators
+
+    def enter(self, node: ir.Node) -> None:
+        """What follows belongs to the layer of ``node``."""
+        self._layer = node.metadata_props.get(LAYER, "")
+
+    def op(self, name: str, inputs: Sequence[int], output: int, options: dict | None = None, version: int = 1,
+           option_type: str | None = None) -> int:
+        """Append the built-in operator ``name`` (as ``CONV_2D``); returns ``output``.
+
+        ``option_type`` is the options table where its name is not the operator's, as ``Conv2DOptions``.
+        """
+        code = self._code(getattr(tfl.BuiltinOperator, name), None, version)
+        operator = self._operator(code, inputs, output)
+        if option_type is not None:
+            operator.builtinOptionsType = _OPTION_NAMES[option_type]
+            operator.builtinOptions = getattr(tfl, option_type + "T")()
+            for key, value in (options or {}).items():
+                if not hasattr(operator.builtinOptions, key):
+                    raise AttributeError(f"{option_type} has no field {key}")
+                setattr(operator.builtinOptions, key, value)
+        return output
+
+    def custom(self, name: str, inputs: Sequence[int], output: int, options: dict[str, int | float]) -> int:
+        """Append a custom operator; its options are a flexbuffer map of scalars."""
+        operator = self._operator(self._code(tfl.BuiltinOperator.CUSTOM, name, 1), inputs, output)
+        operator.customOptions = np.frombuffer(bytes(flex_map(options)), np.uint8)
+        operator.customOptionsFormat = tfl.CustomOptionsFormat.FLEXBUFFERS
+        return output
+
+    def _operator(self, code: int, inputs: Sequence[int], output: int) -> tfl.OperatorT:
+        operator = tfl.OperatorT()
+        operator.opcodeIndex = code
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        self.operators.append(operator)
+        sizes = self.layer_tensors.setdefault(self._layer, {})
+        sizes.update({i: self._sizes[i] for i in inputs if i in self._sizes})
+        return operator
+
+    def _code(self, builtin: int, custom: str | None, version: int) -> int:
+        index = self.codes.setdefault((builtin, custom), len(self.codes))
+        self.versions[index] = max(version, self.versions.get(index, 1))
+        return index
+
+    # file
+
+    def serialize(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> bytes:
+        """The flatbuffer with these inputs and outputs."""
+        subgraph = tfl.SubGraphT()
+        subgraph.name = "main"
+        subgraph.tensors, subgraph.operators = self.tensors, self.operators
+        subgraph.inputs = np.array([self._values[v] for v in inputs], np.int32)
+        subgraph.outputs = np.array([self._values[v] for v in outputs], np.int32)
+        model = tfl.ModelT()
+        model.version = 3
+        model.description = "irstd-edge"
+        model.subgraphs, model.buffers = [subgraph], self.buffers
+        model.operatorCodes = [self._operator_code(key, index) for key, index in self.codes.items()]
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _operator_code(self, key: tuple[int, str | None], index: int) -> tfl.OperatorCodeT:
+        code = tfl.OperatorCodeT()
+        code.builtinCode, code.customCode = key
+        code.deprecatedBuiltinCode = min(key[0], _BUILTIN_LIMIT)
+        code.version = self.versions[index]
+        return code
+
+
+def flex_map(options: dict[str, int | float]) -> bytearray:
+    """A flexbuffer map of scalars; integers stay integers, floats floats."""
+    builder = flexbuffers.Builder()
+    with builder.Map():
+        for key, value in options.items():
+            if isinstance(value, float):
+                builder.Float(key, value)
+            else:
+                builder.Int(key, int(value))
+    return builder.Finish()
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape of a value; raises :class:`UnsupportedError` where inference left it open."""
+    if value.shape is None or not value.shape.is_static():
+        producer = value.producer()
+        kind = producer.op_type if producer is not None else "input"
+        raise UnsupportedError(
+            f"the shape of {value.name!r} ({kind}) depends on data, and TFLite files here have fixed shapes; "
+            "rewrite the layer with fixed sizes or leave tflite out of --to"
+        )
+    return tuple(int(s) for s in value.shape)
+
+
+def _type_of(value: ir.Value) -> int:
+    kind = ir.DataType.FLOAT if value.dtype is None else value.dtype
+    if kind not in _IR_TYPES:
+        raise UnsupportedError(f"{value.name!r} is {kind.name.lower()}; TFLite files here hold float32, int and bool")
+    return _IR_TYPES[kind]

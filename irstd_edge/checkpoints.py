@@ -1,0 +1,293 @@
+"""Checkpoints: read weights safely, load them into a network, and find a network by name or factory."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from irstd_edge.bundle import Bundle, Preprocessing, sha256
+from irstd_edge.data import DATASETS, PAD_MULTIPLE
+from irstd_edge.metrics import THRESHOLD
+from irstd_edge.models.registry import get_model
+from irstd_edge.zoo import zoo_card, zoo_weights
+
+#: Keys under which training scripts keep the state_dict (BasicIRSTD, DNANet, MSHNet and others).
+WRAPPERS = ("state_dict", "net", "network", "model", "model_state_dict")
+#: Prefixes that wrappers (DataParallel, BasicIRSTD's Net) leave on every key.
+PREFIXES = ("module.", "model.", "_orig_mod.")
+#: Counts steps and means nothing at inference; may be absent.
+_IGNORED = "num_batches_tracked"
+_SHOWN = 4
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or does not fit the network; the message says why and the way out."""
+
+
+class FactoryError(ValueError):
+    """``package.module:factory`` does not name a callable that returns a network; the message says which part."""
+
+
+class PickleWarning(UserWarning):
+    """A checkpoint was unpickled in full, as asked: code inside it could run."""
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights and what it needs to be run.
+
+    ``network`` is the training form in evaluation mode; ``factory`` the registry name or ``package.module:factory``
+    that builds it; ``checkpoint_sha256`` None where no weights file was read.
+    """
+
+    name: str
+    factory: str
+    network: nn.Module
+    preprocessing: Preprocessing
+    threshold: float
+    checkpoint_sha256: str | None
+
+
+def read_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint by name, wrappers and prefixes taken off, on the CPU.
+
+    Safetensors files (told by content, not suffix) are always read. Every other torch format is a pickle, which can
+    run code when opened: it is refused unless ``allow_pickle``. Then torch's restricted unpickler (tensors and plain
+    containers) is tried first; where the file needs more it is unpickled in full, with a :class:`PickleWarning`.
+
+    Raises :class:`CheckpointError`.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from e
+    # Safetensors: a 64-bit header length, then JSON. torch.save: a zip archive or, before torch 1.6, a bare pickle.
+    if head[8:] == b"{":
+        try:
+            return _strip_prefixes(load_file(path))
+        except (SafetensorError, OSError, ValueError) as e:
+            raise CheckpointError(f"{path}: damaged safetensors file ({e})") from e
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise CheckpointError(f"{path}: no checkpoint; expected a safetensors file (or one of torch.save)")
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{path}: pickled checkpoint refused, opening it can run code inside it; convert it to safetensors, "
+            "or give --allow-pickle if you trust its source"
+        )
+    return _strip_prefixes(_unwrap(_unpickle(path), path))
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into a network, every key and shape checked first; nothing is changed on an error.
+
+    Batch counters (``num_batches_tracked``) may be absent. Raises :class:`CheckpointError` naming the missing and
+    unexpected keys, the shapes that differ and the tensors that hold NaN or infinity.
+    """
+    own = network.state_dict()
+    # A network that wraps another has the prefix on all its own keys: give back what reading took off.
+    for prefix in PREFIXES:
+        if own and all(k.startswith(prefix) for k in own) and not any(k.startswith(prefix) for k in tensors):
+            tensors = {prefix + k: v for k, v in tensors.items()}
+    missing = [k for k in own if k not in tensors and not k.endswith(_IGNORED)]
+    unexpected = [k for k in tensors if k not in own]
+    shapes = [f"{k} {list(tensors[k].shape)}, network {list(own[k].shape)}"
+              for k in own if k in tensors and tensors[k].shape != own[k].shape]
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    groups = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("not finite", broken))
+    problems = [f"{len(found)} {what} ({_first(found)})" for what, found in groups if found]
+    if problems:
+        raise CheckpointError(f"the checkpoint does not fit {type(network).__name__}: {'; '.join(problems)}")
+    network.load_state_dict(dict(tensors), strict=False)
+
+
+def load_network(
+    reference: str | None,
+    *,
+    checkpoint: Path | None = None,
+    model: str | None = None,
+    allow_pickle: bool = False,
+    mean: float | None = None,
+    std: float | None = None,
+    untrained: bool = False,
+) -> LoadedNetwork:
+    """A network ready for evaluation or export, in evaluation mode on the CPU.
+
+    Args:
+        reference: a name of the registry, or a label for a network given by ``model``.
+        checkpoint: weights; default those of the zoo. A network of ``model`` may do without: its weights are then
+            as its factory made them.
+        model: the user's ``package.module:factory``, searched in the current directory too.
+        allow_pickle: see :func:`read_checkpoint`.
+        mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json`` beside the
+            checkpoint), else of the zoo's card.
+        untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo.
+
+    Raises :class:`CheckpointError`, :class:`FactoryError`, :class:`~irstd_edge.models.registry.UnknownModelError`.
+    """
+    if reference is None and model is None:
+        raise FactoryError("name a network (irstd-edge models lists them) or give --model package.module:factory")
+    factory = model or reference
+    network = build_network(factory)
+    card = None if model else zoo_card(factory)
+    if checkpoint is None and not model and not untrained:
+        checkpoint = zoo_weights(factory)
+        if checkpoint is None:
+            raise CheckpointError(f"{factory} has no trained weights here: give --checkpoint FILE, "
+                                  "or --untrained for random ones")
+    digest = None
+    if checkpoint is not None:
+        tensors = read_checkpoint(checkpoint, allow_pickle)
+        try:
+            load_weights(network, tensors)
+        except CheckpointError as e:
+            raise CheckpointError(f"{checkpoint}: {e}") from e
+        digest = sha256(Path(checkpoint))
+    mean, std = _normalisation(factory, checkpoint, card, mean, std, untrained)
+    multiple = math.lcm(PAD_MULTIPLE, getattr(network, "size_multiple", 1))
+    threshold = THRESHOLD if card is None else card.get("threshold", THRESHOLD)
+    name = reference or model.partition(":")[2]
+    return LoadedNetwork(name, factory, network.eval(), Preprocessing(mean, std, multiple), threshold, digest)
+
+
+def open_bundle_network(bundle: Bundle) -> nn.Module:
+    """The PyTorch network of a bundle (training form, evaluation mode) with the bundle's own weights.
+
+    Raises :class:`CheckpointError`, :class:`FactoryError`, :class:`~irstd_edge.bundle.BundleError`.
+    """
+    network = build_network(bundle.manifest.factory)
+    load_weights(network, read_checkpoint(bundle.weights()))
+    return network.eval()
+
+
+def build_network(factory: str) -> nn.Module:
+    """Call a factory by registry name or ``package.module:factory``; random weights are those of seed 0.
+
+    The current directory is searched first. Factories of the standard library are refused: a bundle of a stranger
+    names its factory too. Raises :class:`FactoryError`, :class:`~irstd_edge.models.registry.UnknownModelError`.
+    """
+    make = _import_factory(factory) if ":" in factory else get_model(factory).factory
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            network = make()
+        except Exception as e:
+            if ":" not in factory:
+                raise
+            raise FactoryError(f"{factory}() failed: {type(e).__name__}: {e}") from e
+    if not isinstance(network, nn.Module):
+        raise FactoryError(f"{factory}() returned {type(network).__name__}; it must return a torch.nn.Module")
+    return network
+
+
+def _import_factory(reference: str):
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise FactoryError(f"{reference!r} is no factory; write package.module:factory")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise FactoryError(f"{reference}: the standard library holds no network factory")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name is not None and (module_name == e.name or module_name.startswith(e.name + ".")):
+            raise FactoryError(f"no module {module_name!r} in the current directory or on Python's path") from e
+        raise FactoryError(f"importing {module_name} failed: {e}") from e
+    except Exception as e:
+        raise FactoryError(f"importing {module_name} failed: {type(e).__name__}: {e}") from e
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+    target = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise FactoryError(f"module {module_name!r} has no {attribute!r}")
+        target = getattr(target, part)
+    if not (inspect.isfunction(target) or inspect.isclass(target) or isinstance(target, functools.partial)):
+        raise FactoryError(f"{reference} is a {type(target).__name__}; it must be a function or class that returns "
+                           "a torch.nn.Module")
+    return target
+
+
+def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[float, float]:
+    if (mean is None) != (std is None):
+        raise CheckpointError("give --mean and --std together")
+    if mean is not None:
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise CheckpointError(f"--mean must be finite and --std positive, got {mean} and {std}")
+        return float(mean), float(std)
+    found = None
+    if checkpoint is not None:
+        found = _recorded_normalisation(Path(checkpoint).parent / "recipe.json")
+    if found is None and card is not None:
+        found = card["normalisation"]
+    if found is None and untrained:
+        found = DATASETS["NUAA-SIRST"].normalisation.__dict__
+    if found is None:
+        raise CheckpointError(f"the normalisation that {factory} was trained with is unknown: give --mean and --std "
+                              "on the 0..255 scale (irstd-edge data lists those of the public sets)")
+    return float(found["mean"]), float(found["std"])
+
+
+def _recorded_normalisation(path: Path) -> dict | None:
+    try:
+        found = json.loads(path.read_text())["normalisation"]
+        return {"mean": float(found["mean"]), "std": float(found["std"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _unpickle(path: Path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        warnings.warn(f"{path} holds more than tensors: unpickled in full, as --allow-pickle asked; "
+                      "code inside it could run", PickleWarning, stacklevel=3)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as e:
+        raise CheckpointError(f"{path}: cannot be unpickled ({type(e).__name__}: {e})") from e
+
+
+def _unwrap(value, path: Path) -> dict[str, torch.Tensor]:
+    for _ in range(len(WRAPPERS)):
+        if isinstance(value, nn.Module):
+            value = value.state_dict()
+        inner = next((value[k] for k in WRAPPERS if isinstance(value.get(k), Mapping | nn.Module)), None) \
+            if isinstance(value, Mapping) else None
+        if inner is None:
+            break
+        value = inner
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected tensors by name")
+    tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors by name, neither bare nor under {', '.join(WRAPPERS)}")
+    return {k: v.detach() for k, v in tensors.items()}
+
+
+def _strip_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    while prefix := next((p for p in PREFIXES if tensors and all(k.startswith(p) for k in tensors)), None):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return tensors
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

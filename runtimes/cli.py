@@ -1,0 +1,420 @@
+"""Commands of this floor: verify, evaluate, detect, doctor."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from irstd_edge import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from irstd_edge.bundle import Preprocessing
+    from irstd_edge.runtimes.detection import Detection
+    from irstd_edge.runtimes.session import Session
+
+PATH = click.Path(path_type=Path)
+json_option = click.option("--json", "json_file", type=PATH, help="Write the result as JSON.")
+threads_option = click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True,
+                              help="Threads of the runtime.")
+every_option = click.option("--every", type=click.IntRange(1), default=1, show_default=True,
+                            help="Take each n-th frame of a video.")
+
+
+@click.command()
+@click.argument("bundle", type=PATH, metavar="DIR")
+@click.option("--images", type=PATH, help="An image, a video, or a folder of them.")
+@click.option("--dataset", help="Name of a data set's folder, as NUAA-SIRST: its test images are compared too, "
+                                "and IoU, nIoU, Pd and Fa.")
+@click.option("--root", type=PATH, help="The folder that holds the data set's folder.")
+@click.option("--artefact", "artefacts", multiple=True, metavar="KIND", help="One artefact (repeatable); default all.")
+@threads_option
+@every_option
+@json_option
+def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
+    """Compare the artefacts of a bundle with PyTorch: identical tensors first, then the metrics.
+
+    The bundle's own test vectors are always compared. Exit code 4 where a tolerance is exceeded.
+    """
+    from irstd_edge.bundle import Bundle
+    from irstd_edge.data import Dataset
+    from irstd_edge.runtimes import parity
+    from irstd_edge.runtimes.video import check_writable, count_frames, list_inputs, read_all
+
+    _both(dataset, root)
+    if json_file:
+        check_writable(json_file)
+    opened = Bundle.open(bundle)
+    samples = Dataset(root, dataset, "test") if dataset else None
+    total = sum(count_frames(p, every) for p in list_inputs(images)) if images else 0
+    frames = ((f.name, f.image) for f in read_all(images, every)) if images else ()
+    with _progress("verify", total + (len(samples) if samples else 0)) as advance:
+        result = parity.verify(opened, frames, list(artefacts) or None, threads, samples, advance)
+    _print_verification(result)
+    if json_file:
+        _write_json(json_file, {"network": opened.manifest.network, "threads": threads, "dataset": dataset,
+                                "images": None if images is None else str(images)} | result.as_dict())
+    result.check()
+
+
+@click.command()
+@click.argument("network", required=False, metavar="NETWORK|DIR")
+@click.option("--dataset", help="Name of a data set's folder, as NUAA-SIRST.")
+@click.option("--root", type=PATH, help="The folder that holds the data set's folder.")
+@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--protocol", type=click.Choice(["basicirstd", "resize256"]), default="basicirstd", show_default=True,
+              help="Native size, or everything resized to 256 x 256; their figures are not comparable.")
+@click.option("--clips", type=PATH, help="A folder of X.mp4 with boxes X.csv: in how many frames is the target found?")
+@every_option
+@click.option("--artefact", default="torch", show_default=True, metavar="KIND", help="Of a bundle: what to run.")
+@click.option("--checkpoint", type=PATH, help="Of a network: its weights; default those that come with it.")
+@click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
+@click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
+@click.option("--mean", type=float, help="Of a network: mean on the 0..255 scale.")
+@click.option("--std", type=float, help="Of a network: deviation on the 0..255 scale.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
+@threads_option
+@json_option
+def evaluate(network, dataset, root, split, protocol, clips, every, artefact, checkpoint, model, allow_pickle, mean,
+             std, threshold, threads, json_file):
+    """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
+    from irstd_edge.data import Dataset
+    from irstd_edge.runtimes import accuracy
+    from irstd_edge.runtimes.video import check_writable, count_frames
+
+    _both(dataset, root)
+    if not dataset and not clips:
+        raise click.UsageError("name --dataset NAME --root DIR, or --clips DIR")
+    if json_file:
+        check_writable(json_file)
+    samples = Dataset(root, dataset, split) if dataset else None
+    files = accuracy.list_clips(clips) if clips else []
+    name, session, preprocessing, usual = _open_network(
+        network, artefact, threads, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean, std=std)
+    threshold = usual if threshold is None else threshold
+    report = {
+        "network": name, "artefact": session.artefact, "runtime": session.runtime, "dataset": dataset, "split": split,
+        "protocol": protocol, "metric": accuracy.METRIC, "threshold": threshold, "threads": threads,
+        "normalisation": {"mean": preprocessing.mean, "std": preprocessing.std}, "accuracy": None, "clips": None,
+    }
+    total = (len(samples) if samples else 0) + sum(count_frames(f, every) for f in files)
+    with _progress("evaluate", total) as advance:
+        if samples:
+            report["accuracy"] = accuracy.evaluate(
+                session, samples, preprocessing, protocol=protocol, threshold=threshold, on_image=advance).as_dict()
+        if clips:
+            report["clips"] = [
+                accuracy.evaluate_clip(session, f, preprocessing, threshold=threshold, every=every, on_image=advance)
+                .as_dict() for f in files]
+    _print_evaluation(report)
+    if json_file:
+        _write_json(json_file, report)
+
+
+@click.command()
+@click.argument("bundle", type=PATH, metavar="DIR")
+@click.argument("source", type=PATH, metavar="INPUT")
+@click.option("--artefact", default="onnx", show_default=True, metavar="KIND", help="What to run.")
+@click.option("--out", type=PATH, help="Folder for overlays, detections.json and detections.csv.")
+@click.option("--json", "json_file", type=PATH, help="Write the targets of every frame as JSON.")
+@click.option("--csv", "csv_file", type=PATH, help="Write the targets as CSV, one row each.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
+@click.option("--overlay/--no-overlay", default=True, show_default=True, help="Draw a PNG or MP4 for each input.")
+@click.option("--sheet", type=PATH, help="Write one picture with up to twelve of the frames.")
+@threads_option
+def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overlay, sheet, threads):
+    """Detect targets in INPUT: an image, a video, or a folder of them; any size, 8- or 16-bit.
+
+    A file of a folder that cannot be read is reported and the others are done; the exit code is then 2.
+    """
+    from time import perf_counter
+
+    from irstd_edge.bundle import Bundle
+    from irstd_edge.data import DataError
+    from irstd_edge.runtimes import detection
+    from irstd_edge.runtimes.session import open_session
+    from irstd_edge.runtimes.video import check_writable, count_frames, list_inputs, read_frames
+
+    files = list_inputs(source)
+    if out is not None:
+        if out.resolve() in {f.parent.resolve() for f in files}:
+            raise click.UsageError("--out is the folder of the input; name another")
+        json_file, csv_file = json_file or out / "detections.json", csv_file or out / "detections.csv"
+    for file in filter(None, (json_file, csv_file, sheet)):
+        check_writable(file)
+    if sheet:
+        _check_picture(sheet)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    session = open_session(opened, artefact, threads)
+    threshold = manifest.threshold if threshold is None else threshold
+
+    failed: dict[Path, DataError] = {}
+    total = 0
+    for file in files:
+        try:
+            total += count_frames(file)
+        except DataError as e:
+            failed[file] = e
+    overlays = _overlay_names(files) if out is not None and overlay else {}
+    records, rows, shown, seconds = [], [], [], 0.0
+    with _progress("detect", total) as advance:
+        for file in (f for f in files if f not in failed):
+            try:
+                with _overlays(file, out / overlays[file] if overlays else None) as draw:
+                    for frame in read_frames(file):
+                        began = perf_counter()
+                        probability = detection.predict(session, frame.image, manifest.preprocessing)
+                        found = detection.Detection(frame, detection.find_targets(probability, threshold))
+                        seconds += perf_counter() - began
+                        if sheet and len(records) % max(1, total // 12) == 0:
+                            shown.append(found)
+                        records.append(found.as_dict())
+                        rows.extend(found.rows())
+                        draw(found)
+                        advance(frame.name)
+            except DataError as e:
+                failed[file] = e
+    if failed and not source.is_dir():
+        raise failed[source]
+
+    fps = len(records) / seconds if seconds else None
+    if json_file:
+        _write_json(json_file, {
+            "network": manifest.network, "artefact": artefact, "runtime": session.runtime,
+            "threshold": threshold, "threads": threads, "frames_per_second": fps, "frames": records,
+            "failed": [{"file": f.name, "error": str(e)} for f, e in failed.items()],
+        })
+    if csv_file:
+        _write_csv(csv_file, detection.CSV_FIELDS, rows)
+    if shown:
+        _save_picture(detection.contact_sheet(detection.spread(shown, 12)), sheet)
+    _print_detections(records, fps)
+    for error in failed.values():
+        click.echo(f"irstd-edge: {error}", err=True)
+    if failed:
+        click.echo(f"irstd-edge: {len(failed)} of {len(files)} files failed; the others are done", err=True)
+        return errors.USAGE
+    return errors.OK
+
+
+@click.command()
+@json_option
+def doctor(json_file):
+    """Tell which runtimes, instruction sets and tools are here, and how to get the missing ones.
+
+    Exit code 5 where something is missing that the core needs.
+    """
+    from irstd_edge.runtimes.environment import inspect_environment
+
+    environment = inspect_environment()
+    _print_environment(environment)
+    if json_file:
+        _write_json(json_file, environment.as_dict())
+    if environment.missing:
+        raise errors.MissingError("missing: " + ", ".join(f"{c.name} ({c.fix})" for c in environment.missing))
+
+
+def _both(dataset: str | None, root: Path | None) -> None:
+    if bool(dataset) != bool(root):
+        raise click.UsageError("--dataset NAME and --root DIR go together")
+
+
+def _open_network(reference: str | None, artefact: str, threads: int, **options
+                  ) -> tuple[str, Session, Preprocessing, float]:
+    """A session on a bundle's artefact or on a network: its name, session, preprocessing and threshold."""
+    from irstd_edge.bundle import MANIFEST, Bundle
+    from irstd_edge.runtimes.session import open_session
+
+    if reference and ("/" in reference or (Path(reference) / MANIFEST).is_file()):
+        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+        if given:
+            raise click.UsageError(f"{reference} is a bundle, which has its own network: leave out {', '.join(given)}")
+        manifest = (bundle := Bundle.open(Path(reference))).manifest
+        return manifest.network, open_session(bundle, artefact, threads), manifest.preprocessing, manifest.threshold
+    if artefact != "torch":
+        raise click.UsageError(f"--artefact {artefact} needs a bundle, as irstd-edge export writes it")
+    from irstd_edge.checkpoints import load_network
+    from irstd_edge.runtimes.pytorch import TorchSession
+
+    loaded = load_network(reference, **options)
+    return loaded.name, TorchSession(loaded.network, threads), loaded.preprocessing, loaded.threshold
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar with frames a second on standard error; yields a call to make after each frame."""
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task):
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} fps" if speed else "", style="cyan")
+
+    bar = progress.Progress(progress.TextColumn("{task.description}"), progress.BarColumn(),
+                            progress.MofNCompleteColumn(), Rate(), progress.TimeRemainingColumn(),
+                            console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda name: bar.advance(task)
+
+
+def _overlay_names(files: list[Path]) -> dict[Path, str]:
+    """Overlay of each input: ``X.png`` or ``X.mp4``; where two would collide the input's suffix stays in the name."""
+    from collections import Counter
+
+    from irstd_edge.runtimes.video import is_video
+
+    suffixes = {f: ".mp4" if is_video(f) else ".png" for f in files}
+    taken = Counter(f.stem + suffix for f, suffix in suffixes.items())
+    return {f: (f.stem if taken[f.stem + suffix] == 1 else f.name) + suffix for f, suffix in suffixes.items()}
+
+
+@contextmanager
+def _overlays(source: Path, path: Path | None) -> Iterator[Callable[[Detection], None]]:
+    """Yields a call to make with each detection of one input: it draws to a PNG, to an MP4, or nothing."""
+    import numpy as np
+
+    from irstd_edge.runtimes.detection import draw_overlay
+    from irstd_edge.runtimes.video import is_video, video_info, writing
+
+    if path is None:
+        yield lambda found: None
+    elif is_video(source):
+        with writing(path, video_info(source).fps) as write:
+            yield lambda found: write(np.asarray(draw_overlay(found)))
+    else:
+        yield lambda found: _save_picture(draw_overlay(found), path)
+
+
+def _check_picture(path: Path) -> None:
+    from PIL import Image
+
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise click.UsageError(f"{path}: no picture format of that name; use .png or .jpg")
+
+
+def _save_picture(picture, path: Path) -> None:
+    from irstd_edge.runtimes.video import replacing
+
+    with replacing(path) as temporary:
+        picture.save(temporary, **({"optimize": True} if path.suffix.lower() == ".png" else {"quality": 90}))
+
+
+def _write_json(path: Path, value: dict) -> None:
+    import json
+
+    from irstd_edge.runtimes.video import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_csv(path: Path, fields: tuple[str, ...], rows: list[dict]) -> None:
+    import csv
+
+    from irstd_edge.runtimes.video import replacing
+
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _table(*columns: str):
+    """A plain table whose columns but the first are right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _show(*tables) -> None:
+    from rich.console import Console
+
+    # A pipe or file has no width: do not cut the columns there.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    for table in tables:
+        console.print(table)
+
+
+def _print_verification(result) -> None:
+    from irstd_edge.runtimes.parity import TOLERANCES
+
+    table = _table("artefact", "on", "images", "max-abs", "limit", "1 - cosine", "flipped px", "in images", "")
+    for title, summaries in (("test vectors", result.vectors), ("images", result.images)):
+        for kind, s in summaries.items():
+            table.add_row(kind, title, str(s.images), f"{s.max_abs:.2e}", f"{TOLERANCES[kind].max_abs:.0e}",
+                          f"{1 - s.cosine:.1e}", str(s.flipped_pixels), str(s.images_with_flips),
+                          "[red]differs[/]" if s.violations else "[green]equal[/]")
+    tables = [table]
+    if result.accuracy:
+        metrics = _table("artefact", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
+        for kind, a in result.accuracy.items():
+            metrics.add_row(kind, *_figures(a.as_dict()))
+        tables.append(metrics)
+    _show(*tables)
+
+
+def _figures(a: dict) -> tuple[str, ...]:
+    return f"{a['iou']:.4f}", f"{a['niou']:.4f}", f"{a['pd']:.4f}", f"{a['fa'] * 1e6:.2f}", str(a["images"])
+
+
+def _print_evaluation(report: dict) -> None:
+    tables = []
+    if report["accuracy"]:
+        table = _table("network", "data set", "protocol", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
+        table.add_row(report["network"], report["dataset"], report["protocol"], *_figures(report["accuracy"]))
+        tables.append(table)
+    if report["clips"]:
+        table = _table("clip", "frames", "found", "share", "false targets a frame")
+        for c in report["clips"]:
+            table.add_row(c["clip"], str(c["frames"]), str(c["found"]), f"{c['share']:.0%}",
+                          f"{c['false_targets_per_frame']:.2f}")
+        tables.append(table)
+    _show(*tables)
+
+
+def _print_detections(records: list[dict], fps: float | None, most: int = 20) -> None:
+    table = _table("file", "frame", "x", "y", "box", "area", "score")
+    found = [(r, t) for r in records for t in r["targets"]]
+    for record, t in found[:most]:
+        table.add_row(record["file"], "" if record["frame"] is None else str(record["frame"]), f"{t['x']:.1f}",
+                      f"{t['y']:.1f}", "{}, {}, {} x {}".format(*t["box"]), str(t["area"]), f"{t['score']:.3f}")
+    _show(table)
+    rest = f" ({len(found) - most} more)" if len(found) > most else ""
+    click.echo(f"{_count(len(found), 'target')} in {_count(len(records), 'frame')}{rest}"
+               + (f", {fps:.1f} frames a second" if fps else ""))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _print_environment(environment) -> None:
+    from rich.markup import escape
+
+    table = _table("", "what", "version", "where, or how to get it")
+    for column in table.columns:
+        column.justify, column.no_wrap = "left", False
+    for check in environment.checks:
+        mark = "[green]ok[/]" if check.found else "[red]missing[/]" if check.required else "[yellow]absent[/]"
+        table.add_row(mark, check.name, check.version,
+                      escape(check.detail if check.found else "; ".join(filter(None, (check.detail, check.fix)))))
+    _show(table)
+    isas = ", ".join(environment.isas) or "unknown"
+    click.echo(f"{environment.system}; {environment.cpu}, {environment.cores} cores"
+               f" ({' '.join(environment.features) or 'features unknown'})")
+    click.echo(f"kernels: {isas}; selected: {environment.selected_isa or 'none'}")

@@ -1,0 +1,184 @@
+"""The bundle and the command: what is written is verified, what fails leaves nothing."""
+
+import json
+import os
+import textwrap
+
+import numpy as np
+import pytest
+
+from irstd_edge import cli
+from irstd_edge.bundle import Bundle, Preprocessing
+from irstd_edge.checkpoints import LoadedNetwork
+from irstd_edge.errors import ParityError, UnsupportedError
+from irstd_edge.export import pipeline
+
+FLOAT_NETWORK = textwrap.dedent("""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        size_multiple = 2
+
+        def __init__(self, last=nn.Sigmoid):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+                                      nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 1, 1), last())
+
+        def forward(self, x):
+            return self.body(x)
+
+    def logits():
+        return Net(nn.Identity)
+
+    class Colour(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1, 1)
+
+        def forward(self, x):
+            return torch.sigmoid(self.conv(x))
+""")
+
+
+def loaded(network, name="net"):
+    return LoadedNetwork(name, "mynet:Net", network.eval(), Preprocessing(100.0, 30.0), 0.5, None)
+
+
+@pytest.fixture
+def float_network(project):
+    (project / "mynet.py").write_text(FLOAT_NETWORK)
+    from irstd_edge.checkpoints import build_network
+
+    return build_network("mynet:Net")
+
+
+@pytest.fixture
+def source(biisnet, biisnet_capture, monkeypatch):
+    """The BiisNet to export, captured once for all tests."""
+    copy = pipeline.Capture(biisnet_capture.model.clone(), "")
+    monkeypatch.setattr(pipeline, "capture", lambda network, size: copy)
+    return LoadedNetwork("biisnet", "biisnet", biisnet, Preprocessing(100.0, 30.0), 0.5, "ab" * 32)
+
+
+def export(*arguments):
+    return cli.main(["export", *map(str, arguments)])
+
+
+def test_bundle_of_a_network_of_ones_own(project, capsys):
+    (project / "mynet.py").write_text(FLOAT_NETWORK)
+    code = export("--model", "mynet:Net", "--mean", 100, "--std", 30, "--out", "out", "--input-size", "32x48",
+                  "--json", "out.json")
+    assert code == 0
+    bundle = Bundle.open(project / "out")
+    assert bundle.kinds == ["onnx", "tflite", "portable"]
+    manifest = bundle.manifest
+    assert (manifest.factory, manifest.network, manifest.reference_input) == ("mynet:Net", "Net", (32, 48))
+    assert manifest.preprocessing.size_multiple == 32
+    assert [a.input for a in manifest.artefacts] == [None, (32, 48), None]
+    assert [layer.name for layer in manifest.artefacts[0].layers] == ["body.0", "body.5"]
+    x, y = bundle.test_vectors()
+    assert x.shape == y.shape == (4, 1, 32, 48) and x.dtype == np.float32 and np.abs(x[0]).min() == 0
+    assert sorted(os.listdir(project / "out")) == ["manifest.json", "model.onnx", "model.tflite",
+                                                   "model_portable.onnx", "test_vectors.npz", "weights.safetensors"]
+    printed = capsys.readouterr().out
+    assert "body.0" in printed and "model.tflite: " in printed and "verified" in printed
+    assert json.loads((project / "out.json").read_text())["network"] == "Net"
+
+
+def test_biisnet_bundle_records_what_was_lowered(biisnet, source, tmp_path):
+    manifest = pipeline.export_bundle(source, ["portable"], tmp_path / "b", (64, 64))
+    layers = {layer.name: layer for layer in manifest.artefacts[0].layers}
+    assert len(layers) == 18 and sum(layer.downgraded for layer in layers.values()) == 16
+    assert layers["encoder1.0"].reason == "standard operators only" and manifest.checkpoint_sha256 == "ab" * 32
+    from safetensors.torch import load_file
+
+    weights = load_file(Bundle.open(tmp_path / "b").weights())
+    assert weights.keys() == biisnet.state_dict().keys()
+
+
+def test_strict_refuses_what_is_lowered(source, tmp_path):
+    with pytest.raises(UnsupportedError, match=r"--strict: 16 layers .*portable: encoder1\.0 W1A1 -> float32"):
+        pipeline.export_bundle(source, ["portable"], tmp_path / "s", (64, 64), strict=True)
+    assert not (tmp_path / "s").exists()
+
+
+def test_biisnet_with_our_operators(source, tmp_path, native_library):
+    manifest = pipeline.export_bundle(source, ["tflite", "onnx"], tmp_path / "b", (64, 64), strict=True)
+    for artefact in manifest.artefacts:
+        assert sum(layer.realised == "W1A1" for layer in artefact.layers) == 16
+        assert artefact.bytes < 70_000
+
+
+def test_a_difference_fails_and_leaves_nothing(float_network, project, monkeypatch):
+    real = pipeline.to_onnx
+
+    def wrong(model):
+        value = next(v for v in model.graph.initializers.values() if v.name.endswith("weight"))
+        value.const_value = pipeline.ir.Tensor(value.const_value.numpy() * np.float32(1.5), name=value.name)
+        return real(model)
+
+    monkeypatch.setattr(pipeline, "to_onnx", wrong)
+    with pytest.raises(ParityError, match="max-abs"):
+        pipeline.export_bundle(loaded(float_network), ["portable"], project / "out", (32, 32))
+    assert not (project / "out").exists() and not [p for p in project.iterdir() if p.name.startswith(".")]
+
+
+def test_exit_code_of_a_difference(project, monkeypatch, capsys):
+    (project / "mynet.py").write_text(FLOAT_NETWORK)
+
+    def fail(folder):
+        raise ParityError("portable: max-abs 1 exceeds 1e-4")
+
+    monkeypatch.setattr(pipeline, "_verify", fail)
+    assert export("--model", "mynet:Net", "--mean", 1, "--std", 1, "--out", "out", "--to", "portable",
+                  "--input-size", 8) == 4
+    assert not (project / "out").exists() and "max-abs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, code, message", [
+    (["biisnet", "--untrained", "--to", "onx"], 3, "did you mean 'onnx'"),
+    (["biisnet", "--untrained", "--to", "tensorflow"], 3, "known: onnx, tflite, portable"),
+    (["biisnet", "--untrained", "--to", ","], 2, "no target is named"),
+    (["biisnet", "--untrained", "--input-size", "30"], 2, "multiples of 4"),
+    (["biisnet", "--untrained", "--input-size", "30x"], 2, "height and width"),
+    (["biisnet", "--untrained", "--input-size", "0"], 2, "height and width"),
+    (["biisnit", "--untrained"], 2, "did you mean"),
+    (["--model", "mynet:logits", "--mean", "1", "--std", "1", "--input-size", "8"], 3, "torch.sigmoid"),
+    (["--model", "mynet:Colour", "--mean", "1", "--std", "1", "--input-size", "8"], 3, "one grey channel"),
+    (["--model", "mynet:Net", "--input-size", "8"], 2, "--mean"),
+])
+def test_refusals(project, capsys, arguments, code, message):
+    (project / "mynet.py").write_text(FLOAT_NETWORK)
+    assert export(*arguments, "--out", "out") == code
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split()) and "Traceback" not in error and not (project / "out").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(float_network, project):
+    (project / "precious").mkdir()
+    (project / "precious" / "file").write_text("x")
+    with pytest.raises(ValueError, match="no bundle"):
+        pipeline.export_bundle(loaded(float_network), ["portable"], project / "precious", (8, 8))
+    assert (project / "precious" / "file").read_text() == "x"
+
+
+def test_outputs_that_are_no_probability_map_are_refused():
+    from torch import nn
+
+    def reference(network):
+        return pipeline.reference_outputs(network, pipeline.make_test_inputs((8, 8)))
+
+    with pytest.raises(UnsupportedError, match="one probability map"):
+        reference(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sigmoid()))
+    nan = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sigmoid())
+    nn.init.constant_(nan[0].bias, float("nan"))
+    with pytest.raises(UnsupportedError, match="NaN"):
+        reference(nan)
+
+
+def test_notes_name_fixed_sizes_and_unused_layers():
+    captured = pipeline.Capture(None, "because", ("aux",))
+    notes = list(pipeline._notes(captured, (8, 9)))
+    assert notes == ["ONNX files have the fixed size 8x9: because",
+                     "left out, as the first output does not depend on them: aux"]

@@ -1,0 +1,141 @@
+"""The .tflite file: layout, alignment, sharing, our custom operator, and equality with PyTorch."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from export_truth import Graph, evaluate, operator_names, run_tflite, tflite_model
+from torch import nn
+
+pytest.importorskip("ai_edge_litert")
+from irstd_edge.export.capture import capture
+from irstd_edge.export.passes import compress
+from irstd_edge.export.targets.portable import lowered
+from irstd_edge.export.targets.tflite import to_tflite
+from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, BinaryConv2dSpec
+
+
+@pytest.fixture(scope="module")
+def biisnet_file(biisnet_compressed):
+    return to_tflite(biisnet_compressed, (36, 100)).data
+
+
+def test_biisnet_lowered_equals_pytorch(biisnet, biisnet_compressed):
+    data = to_tflite(lowered(biisnet_compressed), (36, 100)).data
+    x = torch.randn(1, 1, 36, 100)
+    with torch.no_grad():
+        np.testing.assert_allclose(run_tflite(data, x.numpy()), biisnet(x).numpy(), atol=1e-6, rtol=0)
+    assert "TRANSPOSE" not in operator_names(data)
+
+
+def test_biisnet_with_our_operators_equals_pytorch(biisnet, biisnet_file, native_library):
+    from ai_edge_litert.interpreter import load_delegate
+
+    x = torch.randn(1, 1, 36, 100)
+    got = run_tflite(biisnet_file, x.numpy(), [load_delegate(str(native_library[1]))])
+    with torch.no_grad():
+        np.testing.assert_allclose(got, biisnet(x).numpy(), atol=1e-6, rtol=0)
+
+
+def test_operators_inputs_and_layout(biisnet_file):
+    names = operator_names(biisnet_file)
+    assert names.count("irstd.BinaryConv2d") == 16 and "TRANSPOSE" not in names
+    graph = tflite_model(biisnet_file).subgraphs[0]
+    shapes = [list(graph.tensors[i].shape) for i in (*graph.inputs, *graph.outputs)]
+    assert shapes == [[1, 36, 100, 1], [1, 36, 100, 1]]
+
+
+def test_buffers_are_aligned_and_shared(biisnet_file):
+    from ai_edge_litert.schema_py_generated import Model
+
+    model = Model.GetRootAs(biisnet_file, 0)
+    seen = set()
+    for i in range(1, model.BuffersLength()):
+        data = model.Buffers(i).DataAsNumpy()
+        address = data.__array_interface__["data"][0] - np.frombuffer(biisnet_file, np.uint8).__array_interface__["data"][0]
+        assert address % 16 == 0
+        assert data.tobytes() not in seen
+        seen.add(data.tobytes())
+
+
+def test_options_are_a_flat_map_of_the_attributes():
+    from flatbuffers import flexbuffers
+
+    g = Graph(40)
+    model = g.model(g.binary(g.x, 40, 6, pad_value=-1, pads=(0, 1, 2, 1), stride_w=2, activation=2, clamp_max=1.5))
+    subgraph = tflite_model(to_tflite(model, g.size).data).subgraphs[0]
+    node = subgraph.operators[0]
+    options = flexbuffers.Loads(bytes(node.customOptions))
+    assert set(options) == {a.name for a in BINARY_CONV2D_ATTRIBUTES}
+    assert {a.name: type(options[a.name]) for a in BINARY_CONV2D_ATTRIBUTES} == {
+        a.name: a.kind for a in BINARY_CONV2D_ATTRIBUTES}
+    spec = BinaryConv2dSpec.from_attributes(options)
+    assert (spec.pad_value, spec.pad_bottom, spec.stride_w, spec.clamp_min, spec.clamp_max) == (-1, 2, 2, -np.inf, 1.5)
+    assert list(node.inputs[5:]) == [-1, -1]
+    weight = subgraph.tensors[node.inputs[1]]
+    assert list(weight.shape) == [6, 3, 3, 2] and weight.type == 2  # int32, as packed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_custom_operator_computes_the_specification(seed, native_library):
+    from ai_edge_litert.interpreter import load_delegate
+
+    g = Graph(33 + seed, 7, 6, seed=seed)
+    oc = 8
+    residual = g.op("Relu", g.op("Conv", g.x, g.rng.integers(-2, 3, (oc, 33 + seed, 1, 1)).astype(np.float32)))
+    y = g.binary(g.x, 33 + seed, oc, pad_value=seed % 3 - 1, residual_input=residual, residual=1, activation=1,
+                 parameters=g.rng.normal(size=(3, oc)), activation_first=seed % 2, fraction_bits=[-1, 8][seed // 3])
+    model = g.model(y)
+    x = np.round(g.input() * 4) / 4
+    got = run_tflite(to_tflite(model, g.size).data, x, [load_delegate(str(native_library[1]))])
+    np.testing.assert_allclose(got, evaluate(model, x), atol=2e-6, rtol=0)
+
+
+class Everything(nn.Module):
+    """What IRSTD networks are made of, in PyTorch's own spelling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.PReLU(8))
+        self.deep = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(8, 16, 3, padding=2, dilation=2),
+                                  nn.Hardswish(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16),
+                                  nn.LeakyReLU(0.1))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1),
+                                  nn.Hardsigmoid())
+        self.squeeze = nn.Linear(16, 16)
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3)
+        self.up = nn.ConvTranspose2d(16, 8, 4, 2, 1)
+        self.last = nn.ConvTranspose2d(24, 8, 3, 2, 1, output_padding=1)
+        self.head = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        s = self.stem(x)
+        d = self.deep(s)
+        d = d * self.gate(d)
+        d = d * torch.sigmoid(self.squeeze(d.mean((2, 3))))[:, :, None, None]
+        both = torch.cat([d.mean(1, keepdim=True), d.amax(1, keepdim=True)], 1)
+        d = d * torch.sigmoid(self.spatial(both)) + F.avg_pool2d(F.pad(d, (1, 1, 1, 1)), 3, 1)
+        u = self.up(d)
+        b = F.interpolate(d[:, ::2], size=u.shape[2:], mode="bilinear", align_corners=True)
+        n = F.interpolate(torch.chunk(d, 2, 1)[1], scale_factor=2, mode="nearest")
+        y = self.last(torch.cat([u + s, torch.clamp(b, -1, 1), torch.softmax(n, 1)], 1))
+        return torch.sigmoid(self.head(torch.maximum(y, torch.tanh(y) - 0.5)))
+
+
+def test_a_network_of_everything_equals_pytorch_and_stays_dynamic_in_onnx():
+    from export_truth import run_ort
+
+    torch.manual_seed(0)
+    network = Everything().eval()
+    network.size_multiple = 4
+    captured = capture(network, (36, 44))
+    assert captured.dynamic, captured.static_reason
+    model = compress(captured.model)
+    for size in ((36, 44), (64, 32)):
+        x = torch.randn(1, 1, *size)
+        with torch.no_grad():
+            want = network(x).numpy()
+        np.testing.assert_allclose(run_ort(model, x.numpy()), want, atol=2e-6)
+        data = to_tflite(model, size).data
+        assert "TRANSPOSE" not in operator_names(data)
+        np.testing.assert_allclose(run_tflite(data, x.numpy()), want, atol=1e-5)

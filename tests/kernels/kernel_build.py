@@ -1,0 +1,30 @@
+"""Builds the native core with CMake for the kernel tests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "runtimes" / "native"
+
+
+def build(name: str, *options: str, targets=("irstd_test",)) -> Path:
+    """Configure and build into build/<name>; returns that folder."""
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if cmake is None:
+        pytest.skip("cmake is not installed")
+    folder = ROOT / "build" / name
+    generator = [] if (folder / "CMakeCache.txt").exists() or not shutil.which("ninja") else ["-G", "Ninja"]
+    for command in (
+        [cmake, "-S", str(NATIVE), "-B", str(folder), *generator, "-DIRSTD_WERROR=ON", *options],
+        [cmake, "--build", str(folder), "--target", *targets],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            pytest.fail(f"{' '.join(command)}\n{result.stdout}\n{result.stderr}", pytrace=False)
+    return folder

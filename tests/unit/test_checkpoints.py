@@ -1,0 +1,262 @@
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from irstd_edge import checkpoints
+from irstd_edge.bundle import sha256
+from irstd_edge.checkpoints import (
+    CheckpointError,
+    FactoryError,
+    PickleWarning,
+    build_network,
+    load_network,
+    load_weights,
+    open_bundle_network,
+    read_checkpoint,
+)
+from irstd_edge.models.registry import UnknownModelError
+
+
+def tensors():
+    return {"a.weight": torch.arange(4.0).view(2, 2), "a.bias": torch.ones(2)}
+
+
+def network():
+    net = nn.Module()
+    net.a = nn.Linear(2, 2)
+    return net
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_safetensors_are_read_whatever_the_suffix(tmp_path):
+    save_file(tensors(), tmp_path / "a.pth")
+    assert same(read_checkpoint(tmp_path / "a.pth"), tensors())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "_orig_mod."])
+def test_prefixes_on_every_key_are_taken_off(tmp_path, prefix):
+    save_file({prefix + k: v for k, v in tensors().items()}, tmp_path / "a.safetensors")
+    assert same(read_checkpoint(tmp_path / "a.safetensors"), tensors())
+
+
+def test_a_prefix_on_some_keys_is_kept(tmp_path):
+    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    save_file(mixed, tmp_path / "a.safetensors")
+    assert same(read_checkpoint(tmp_path / "a.safetensors"), mixed)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("layout", [
+    lambda t: t,
+    lambda t: {"epoch": 3, "state_dict": t, "total_loss": [0.5]},
+    lambda t: {"net": t, "optimizer": {"state": {}}, "iou": 0.5},
+    lambda t: {"state_dict": {"model." + k: v for k, v in t.items()}},
+    lambda t: {"model": {"state_dict": t}},
+])
+def test_pickles_are_refused_unless_allowed(tmp_path, layout, new_format):
+    path = tmp_path / "a.pth.tar"
+    torch.save(layout(tensors()), path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        read_checkpoint(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(read_checkpoint(path, allow_pickle=True), tensors())
+
+
+def test_full_unpickling_is_never_silent(tmp_path):
+    path = tmp_path / "a.pkl"
+    torch.save(network().requires_grad_(False), path)
+    with pytest.warns(PickleWarning, match="holds more than tensors"):
+        assert read_checkpoint(path, allow_pickle=True).keys() == tensors().keys()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_refused_pickle_runs_nothing(tmp_path):
+    path, trace = tmp_path / "a.pth", tmp_path / "trace"
+    torch.save({"state_dict": tensors(), "x": Evil(trace)}, path)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\0\0\0\0\0\0\0{broken!", b"PK\x03\x04nothing"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", PickleWarning)
+        read_checkpoint(path, allow_pickle=True)
+
+
+def test_absent_and_empty_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(tmp_path / "absent")
+    torch.save({"epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(tmp_path / "a.pth", allow_pickle=True)
+    torch.save([1, 2], tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        read_checkpoint(tmp_path / "b.pth", allow_pickle=True)
+
+
+def test_wrong_keys_shapes_and_values_are_named_and_change_nothing():
+    net = network()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(CheckpointError) as e:
+        load_weights(net, {"a.weight": torch.ones(3, 2), "b": torch.ones(1), "c": torch.tensor([float("nan")])})
+    message = str(e.value)
+    for part in ("1 missing (a.bias)", "2 unexpected (b, c)", "a.weight [3, 2], network [2, 2]", "1 not finite (c)"):
+        assert part in message
+    assert same(net.state_dict(), before)
+    with pytest.raises(CheckpointError, match=r"9 unexpected \(x0, x1, x2, x3, \.\.\.\)"):
+        load_weights(net, tensors() | {f"x{i}": torch.ones(1) for i in range(9)})
+
+
+def test_weights_are_loaded_without_counters_and_under_a_networks_own_prefix():
+    net = nn.Sequential(nn.BatchNorm2d(2))
+    load_weights(net, {k: v + 1 for k, v in net.state_dict().items() if "num_batches" not in k})
+    assert net[0].weight.tolist() == [2, 2]
+    wrapper = nn.Module()
+    wrapper.model = network()
+    load_weights(wrapper, tensors())
+    assert torch.equal(wrapper.model.a.weight, tensors()["a.weight"])
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = f"user_{tmp_path.name.replace('-', '_')}"
+    Path(f"{name}.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    net = nn.Sequential(nn.Conv2d(1, 1, 1))\n    net.size_multiple = 48\n    return net\n"
+        "def number():\n    return 3\n"
+        "def fails():\n    raise RuntimeError('no')\n"
+        "value = 3\n"
+    )
+    return name
+
+
+def test_a_users_factory_is_found_in_the_current_directory(user_module, tmp_path):
+    loaded = load_network(None, model=f"{user_module}:make", mean=10, std=2)
+    assert (loaded.name, loaded.factory, loaded.checkpoint_sha256) == ("make", f"{user_module}:make", None)
+    assert (loaded.preprocessing.mean, loaded.preprocessing.std, loaded.preprocessing.size_multiple) == (10, 2, 96)
+    assert not loaded.network.training
+    path = tmp_path / "w.safetensors"
+    save_file({"0.weight": torch.full((1, 1, 1, 1), 5.0), "0.bias": torch.zeros(1)}, path)
+    loaded = load_network("mine", model=f"{user_module}:make", checkpoint=path, mean=10, std=2)
+    assert loaded.name == "mine" and loaded.network[0].weight.item() == 5 and loaded.checkpoint_sha256 == sha256(path)
+
+
+@pytest.mark.parametrize("reference, message", [
+    ("{}:absent", "has no 'absent'"),
+    ("{}:value", "is a int; it must be a function or class"),
+    ("{}:number", "returned int; it must return a torch.nn.Module"),
+    ("{}:fails", "RuntimeError: no"),
+    ("absent_module:make", "no module 'absent_module'"),
+    ("absent.package:make", "no module 'absent.package'"),
+    ("os:abort", "standard library"),
+    (":make", "write package.module:factory"),
+    ("{}:", "write package.module:factory"),
+])
+def test_wrong_factories_are_named(user_module, reference, message):
+    with pytest.raises(FactoryError, match=message):
+        build_network(reference.format(user_module))
+
+
+@pytest.mark.parametrize("text", ["import absent_dependency\n", "1 / 0\n", "def (\n"])
+def test_a_module_that_fails_to_import_is_told_from_an_absent_one(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    name = f"broken_{abs(hash(text))}"
+    Path(f"{name}.py").write_text(text)
+    with pytest.raises(FactoryError, match=f"importing {name} failed"):
+        build_network(f"{name}:make")
+
+
+@pytest.fixture
+def empty_zoo(monkeypatch):
+    monkeypatch.setattr(checkpoints, "zoo_weights", lambda name: None)
+    monkeypatch.setattr(checkpoints, "zoo_card", lambda name: None)
+
+
+def test_random_weights_only_by_request_and_always_the_same(empty_zoo):
+    with pytest.raises(CheckpointError, match="--untrained"):
+        load_network("biisnet-float")
+    state = torch.random.get_rng_state()
+    a, b = (load_network("biisnet-float", untrained=True) for _ in range(2))
+    assert same(a.network.state_dict(), b.network.state_dict()) and a.checkpoint_sha256 is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_zoo_weights_and_card_are_the_default(tmp_path, monkeypatch):
+    path = tmp_path / "biisnet.safetensors"
+    other = {k: v + 0 for k, v in build_network("biisnet").state_dict().items() if "num_batches" not in k}
+    other["head.bias"] = torch.tensor([7.0])
+    save_file(other, path)
+    monkeypatch.setattr(checkpoints, "zoo_weights", lambda name: path)
+    monkeypatch.setattr(checkpoints, "zoo_card",
+                        lambda name: {"normalisation": {"mean": 3.0, "std": 4.0}, "threshold": 0.25})
+    loaded = load_network("biisnet")
+    assert loaded.network.head.bias.item() == 7 and loaded.checkpoint_sha256 == sha256(path)
+    assert (loaded.preprocessing.mean, loaded.preprocessing.std, loaded.threshold) == (3, 4, 0.25)
+    assert loaded.preprocessing.size_multiple == 32
+    (tmp_path / "recipe.json").write_text('{"normalisation": {"mean": 5, "std": 6}}')
+    assert load_network("biisnet", checkpoint=path).preprocessing.mean == 5
+    assert load_network("biisnet", checkpoint=path, mean=1, std=2).preprocessing.mean == 1
+
+
+def test_unknown_normalisation_must_be_given(empty_zoo, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(build_network("biisnet-float").state_dict(), path)
+    with pytest.raises(CheckpointError, match="--mean and --std"):
+        load_network("biisnet-float", checkpoint=path)
+    for values in ({"mean": 1.0}, {"mean": 1.0, "std": 0.0}, {"mean": float("nan"), "std": 1.0}):
+        with pytest.raises(CheckpointError, match="--mean"):
+            load_network("biisnet-float", checkpoint=path, **values)
+
+
+def test_wrong_weights_name_the_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(tensors(), path)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: the checkpoint does not fit BiisNet: 1\d\d missing"):
+        load_network("biisnet", checkpoint=path, mean=0, std=1)
+
+
+def test_unknown_names():
+    with pytest.raises(UnknownModelError):
+        load_network("nonet")
+    with pytest.raises(FactoryError, match="irstd-edge models"):
+        load_network(None)
+
+
+@dataclass
+class FakeBundle:
+    manifest: SimpleNamespace
+    path: Path
+
+    def weights(self):
+        return self.path
+
+
+def test_a_bundles_network_has_the_bundles_weights(tmp_path):
+    path = tmp_path / "w.safetensors"
+    state = build_network("biisnet").state_dict()
+    state["head.bias"] = torch.tensor([3.0])
+    save_file(state, path)
+    opened = open_bundle_network(FakeBundle(SimpleNamespace(factory="biisnet"), path))
+    assert opened.head.bias.item() == 3 and not opened.training

@@ -1,0 +1,103 @@
+import json
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from irstd_edge import cli, errors
+from irstd_edge.data import DATASETS
+from irstd_edge.models.registry import MODELS
+
+
+def test_help_lists_every_command_without_heavy_imports(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+    code = "import sys, irstd_edge.cli as c; c.main(['--help']); " \
+           "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'rich', 'onnx')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["models", "data", "train"])
+def test_the_commands_of_this_floor_have_help(command, capsys):
+    assert find_spec(cli.COMMANDS[command][0].split(":")[0])
+    assert cli.main([command, "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, code", [
+    (["nothing"], errors.USAGE),
+    (["train"], errors.USAGE),
+    (["train", "biisnet-nuaa", "--root", "absent", "--out", "run", "--device", "tpu"], errors.USAGE),
+    (["train", "absent", "--root", "absent", "--out", "run"], errors.USAGE),
+    (["train", "biisnet-nuaa", "--root", "absent", "--out", "run"], errors.USAGE),
+    (["train", "biisnet-nuaa", "--root", "absent", "--out", "run", "--init", "absent"], errors.USAGE),
+    (["data", "--root", "absent"], errors.USAGE),
+])
+def test_wrong_calls_end_in_a_message_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, code):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == code
+    assert capsys.readouterr().err.strip()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error, code", [
+    (errors.UnsupportedError, 3), (errors.ParityError, 4), (errors.MissingError, 5), (ValueError, 2), (OSError, 2)])
+def test_errors_become_one_line_and_their_exit_code(monkeypatch, capsys, error, code):
+    def fail(*args, **kwargs):
+        raise error("what and the way out")
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    assert cli.main([]) == code
+    assert capsys.readouterr().err == "irstd-edge: what and the way out\n"
+
+
+def test_models(tmp_path, capsys):
+    assert cli.main(["models", "--json", str(tmp_path / "models.json")]) == 0
+    out = capsys.readouterr().out
+    entries = json.loads((tmp_path / "models.json").read_text())
+    assert [e["name"] for e in entries] == list(MODELS)
+    for entry in entries:
+        assert entry["params"].keys() == {"raw", "binary_div32_plus_conv", "binary_div32_plus_all"}
+        assert {"macs", "bops", "ops", "metrics", "summary", "source"} <= entry.keys()
+        assert all(f"{v:,}" in out for v in entry["params"].values())
+    assert cli.main(["models", "--json", str(tmp_path / "absent" / "models.json")]) != 0
+
+
+def test_data(synthetic, capsys):
+    assert cli.main(["data"]) == 0
+    out = re.sub(r"[\s│]", "", capsys.readouterr().out)
+    for info in DATASETS.values():
+        assert info.name in out and info.source in out
+    assert cli.main(["data", "--root", str(synthetic)]) == 0
+    assert "Synthetic: train 10, test 10: ok" in capsys.readouterr().out
+    (synthetic / "Synthetic" / "masks" / "3.png").unlink()
+    assert cli.main(["data", "--root", str(synthetic)]) == errors.USAGE
+    captured = capsys.readouterr()
+    assert "masks/3.png: no such file" in captured.out and "problems in Synthetic" in captured.err
+
+
+RECIPE = """network = "biisnet"
+dataset = "Synthetic"
+epochs = 9
+batch = 5
+crop = 32
+validate_every = 1
+validation = 0.2
+"""
+
+
+def test_train_then_resume_then_refuse(synthetic, tmp_path, capsys):
+    recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    call = ["train", str(recipe), "--root", str(synthetic), "--out", str(out), "--epochs", "1", "--threads", "1"]
+    assert cli.main(call) == 0
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "epoch 1/1" in capsys.readouterr().out
+    assert cli.main(call) == errors.USAGE
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*call, "--resume"]) == 0
+    again = [*call[:5], str(tmp_path / "again"), *call[6:], "--init", str(out / "last.safetensors")]
+    assert cli.main(again) == 0

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch import nn
+
+from irstd_edge.complexity import Parameters, count_parameters, measure_complexity
+from irstd_edge.models.registry import get_model
+from irstd_edge.nn.binary import BinaryConv2d, DotBinaryConv2d
+from irstd_edge.nn.inference import freeze
+
+
+def test_biisnet_by_hand():
+    """Channels 16-32-64, two units a stage, four at the bottleneck, as counted on paper."""
+    result = measure_complexity(get_model("biisnet").factory())
+    units = (16, 16), (16, 16), (16, 32), (32, 32), (32, 32), (32, 64), *[(64, 64)] * 4, (64, 32), (32, 32), (32, 32), \
+        (32, 16), (16, 16), (16, 16)
+    binary = sum(9 * i * o for i, o in units)
+    convolutions = 9 * 16 + 16 + 16 + 1
+    # Shift and slope of each input channel; BN's two and RPReLU's three of each output channel.
+    others = sum(2 * i + 5 * o for i, o in units)
+    assert binary == 239_616
+    assert result.params == Parameters(
+        binary + convolutions + others, binary // 32 + convolutions, binary // 32 + convolutions + others)
+    assert result.params.binary_div32_plus_conv <= 10_500
+    full, half, quarter = 256 * 256, 128 * 128, 64 * 64
+    assert result.macs == full * (9 * 16 + 16)
+    # Up-sampling units run at the lower resolution.
+    sizes = [full] * 2 + [half] * 3 + [quarter] * 6 + [half] * 3 + [full] * 2
+    assert result.bops == sum(9 * i * o * s for (i, o), s in zip(units, sizes, strict=True))
+    assert result.ops == result.macs + result.bops / 64
+    assert result.as_dict()["input"] == [256, 256]
+
+
+@pytest.mark.parametrize("layer, shape, macs", [
+    (nn.Conv2d(4, 6, (3, 1), stride=2, padding=1, groups=2), (8, 8), 4 * 5 * 6 * 3 * 2),
+    (nn.ConvTranspose2d(4, 6, 2, stride=2), (8, 8), 8 * 8 * 4 * 6 * 4),
+    (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)), (8, 8), 28),
+])
+def test_full_precision_layers(layer, shape, macs):
+    result = measure_complexity(layer, shape, channels=4)
+    assert (result.macs, result.bops) == (macs, 0)
+    learned = sum(p.numel() for p in layer.parameters())
+    assert result.params == Parameters(learned, learned, learned)
+
+
+def test_binary_layers_in_every_form():
+    layer = BinaryConv2d(4, 6, 3, stride=2, groups=2)
+    assert measure_complexity(layer, (9, 9), 4).bops == 4 * 4 * 6 * 9 * 2
+    assert count_parameters(layer) == Parameters(108, 4, 4)
+    unit = DotBinaryConv2d(4, 4, reading="pointwise")
+    result = measure_complexity(nn.Sequential(unit), (8, 8), 4)
+    assert (result.macs, result.bops) == (8 * 8 * 4 * 9, 8 * 8 * 4 * 4 * 9)
+    assert result.params == Parameters(144 + 36 + 8 + 20, 5 + 36, 5 + 36 + 28)
+    frozen = measure_complexity(freeze(nn.Sequential(unit)), (8, 8), 4)
+    assert (frozen.macs, frozen.bops) == (result.macs, result.bops)
+
+
+def test_shared_weights_count_once_and_the_mode_is_kept():
+    layer = nn.Conv2d(1, 1, 1)
+    network = nn.Sequential(layer, layer)
+    network[0].train()
+    assert count_parameters(network).binary_div32_plus_conv == 2
+    assert measure_complexity(network, (4, 4)).macs == 32
+    assert network.training and not layer._forward_hooks
+    with pytest.raises(RuntimeError):
+        measure_complexity(nn.Conv2d(2, 1, 1), (4, 4))
+    assert torch.is_grad_enabled()

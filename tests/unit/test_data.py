@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from irstd_edge.data import (
+    DATASETS,
+    DataError,
+    Dataset,
+    Normalisation,
+    Sample,
+    check_dataset,
+    list_images,
+    normalise,
+    pad_to_multiple,
+    random_crop,
+    read_image,
+    read_mask,
+    to_protocol,
+)
+
+
+def save(path, array, **options):
+    Image.fromarray(array, **options).save(path)
+    return path
+
+
+def test_8_bit_grey_is_read_as_it_is(tmp_path):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    image = read_image(save(tmp_path / "a.png", pixels))
+    assert image.dtype == np.float32 and np.array_equal(image, pixels)
+
+
+def test_16_bit_is_stretched_from_its_own_range(tmp_path):
+    pixels = np.array([[1000, 2000], [3000, 1500]], np.uint16)
+    np.testing.assert_allclose(read_image(save(tmp_path / "a.png", pixels)), [[0, 127.5], [255, 63.75]], rtol=1e-6)
+    # 16-bit files that hold 8-bit values, and flat ones.
+    low = np.array([[0, 17], [255, 3]], np.uint16)
+    assert np.array_equal(read_image(save(tmp_path / "b.png", low)), low)
+    assert np.array_equal(read_image(save(tmp_path / "c.tif", np.full((2, 2), 5000, np.uint16))), np.zeros((2, 2)))
+
+
+def test_colour_is_read_by_luma_and_palettes_by_their_colours(tmp_path):
+    pixels = np.zeros((1, 3, 3), np.uint8)
+    pixels[0, [0, 1, 2], [0, 1, 2]] = 255
+    colour = Image.fromarray(pixels)
+    colour.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tolist() == [[76, 150, 29]]
+    colour.convert("RGBA").save(tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png").tolist() == [[76, 150, 29]]
+
+
+def test_unusable_images_are_named(tmp_path):
+    good = save(tmp_path / "good.png", np.full((40, 40), 7, np.uint8)).read_bytes()
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(good[: len(good) // 2])
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    nan = tmp_path / "nan.tif"
+    Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(nan)
+    for path in (cut, text, nan, tmp_path / "absent.png"):
+        with pytest.raises(DataError, match=path.name):
+            read_image(path)
+    for path in (cut, text, tmp_path / "absent.png"):
+        with pytest.raises(DataError, match=path.name):
+            read_mask(path)
+
+
+def test_list_images(tmp_path):
+    with pytest.raises(DataError, match="holds no image"):
+        list_images(tmp_path)
+    with pytest.raises(DataError, match="no such file or folder"):
+        list_images(tmp_path / "absent")
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert list_images(tmp_path / "a.jpg") == [tmp_path / "a.jpg"]
+
+
+def test_padding_is_zeros_at_the_bottom_and_right():
+    image = np.ones((2, 33, 64), np.float32)
+    padded = pad_to_multiple(image)
+    assert padded.shape == (2, 64, 64)
+    assert padded[:, :33].min() == 1 and padded[:, 33:].max() == 0
+    assert pad_to_multiple(image, 1).shape == image.shape
+
+
+def test_normalise_is_float32():
+    x = normalise(np.array([[10.0, 30.0]], np.float32), Normalisation(10.0, 20.0))
+    assert x.dtype == np.float32 and x.tolist() == [[0.0, 1.0]]
+
+
+def test_crops_keep_image_and_mask_aligned_and_flip_both():
+    rng = np.random.default_rng(0)
+    image = np.arange(1, 41 * 53 + 1, dtype=np.float32).reshape(41, 53)
+    mask = np.zeros((41, 53), np.uint8)
+    mask[7:10, 40:42] = 255
+    targets = set(image[mask > 0])
+    orientations, holds = set(), 0
+    for _ in range(200):
+        crop, crop_mask = random_crop(image, mask, 24, rng)
+        assert crop.shape == crop_mask.shape == (24, 24)
+        assert set(crop[crop_mask > 0]) == targets & set(crop.ravel())
+        orientations.add((np.sign(crop[0, 1] - crop[0, 0]), abs(crop[0, 1] - crop[0, 0]),
+                          np.sign(crop[1, 0] - crop[0, 0])))
+        holds += bool(crop_mask.any())
+    assert len(orientations) == 8
+    assert holds > 100
+    assert all(random_crop(image, mask, 24, rng, 1.0)[1].any() for _ in range(100))
+
+
+def test_small_images_are_padded_to_the_crop():
+    rng = np.random.default_rng(0)
+    crop, mask = random_crop(np.ones((5, 40), np.float32), np.full((5, 40), 255, np.uint8), 32, rng)
+    assert crop.shape == (32, 32) and crop.sum() == 5 * 32 and (mask > 0).sum() == 5 * 32
+
+
+def test_protocols():
+    image = np.zeros((128, 512), np.float32)
+    image[64:, :] = 200
+    mask = np.zeros((128, 512), np.uint8)
+    mask[10:12, 20:24] = 255
+    sample = Sample("a", image, mask)
+    assert to_protocol(sample, "basicirstd") is sample
+    resized = to_protocol(sample, "resize256")
+    assert resized.image.shape == resized.mask.shape == (256, 256)
+    assert resized.image.dtype == np.float32 and resized.image[0, 0] == 0 and resized.image[-1, -1] == 200
+    assert set(np.unique(resized.mask)) == {0, 255} and (resized.mask > 0).sum() == 4 * 2
+    with pytest.raises(DataError, match="basicirstd, resize256"):
+        to_protocol(sample, "native")
+
+
+def test_dataset_reads_its_split(synthetic):
+    dataset = Dataset(synthetic, "Synthetic", "train")
+    assert len(dataset) == 10 and [s.name for s in dataset] == [str(i) for i in range(10)]
+    images = [s.image for s in dataset]
+    assert dataset.normalisation.mean == pytest.approx(np.mean(images), rel=1e-5)
+    assert check_dataset(synthetic, "Synthetic").problems == ()
+
+
+def test_public_constants():
+    info = DATASETS["NUAA-SIRST"]
+    assert (info.train, info.test) == (213, 214)
+    assert (info.normalisation.mean, info.normalisation.std) == (101.06385040283203, 34.619606018066406)
+
+
+def test_a_broken_copy_is_described(synthetic):
+    folder = synthetic / "Synthetic"
+    (folder / "images" / "0.png").unlink()
+    (folder / "masks" / "1.png").write_bytes(b"no image")
+    save(folder / "masks" / "2.png", np.zeros((8, 8), np.uint8))
+    (folder / "img_idx" / "test_Synthetic.txt").unlink()
+    dataset = Dataset(synthetic, "Synthetic", "train")
+    for index, message in ((0, "no such file, but the index names it"), (1, "mask"), (2, r"\(8, 8\)")):
+        with pytest.raises(DataError, match=message):
+            dataset[index]
+    check = check_dataset(synthetic, "Synthetic")
+    assert (check.train, check.test, len(check.problems)) == (10, 0, 4)
+    with pytest.raises(DataError, match=r"get it from https://github\.com/YimianDai/sirst"):
+        Dataset(synthetic, "NUAA-SIRST", "train")
+    (folder / "img_idx" / "train_Synthetic.txt").write_text("\n")
+    with pytest.raises(DataError, match="names no image"):
+        Dataset(synthetic, "Synthetic", "train")
+
+
+@pytest.mark.external
+def test_the_public_sets_hold_the_published_counts(public_data):
+    for name in DATASETS:
+        assert check_dataset(public_data, name).problems == ()

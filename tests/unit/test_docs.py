@@ -1,0 +1,57 @@
+"""The pages say what the code does, where that is cheap to check."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from irstd_edge.complexity import count_parameters
+from irstd_edge.data import DATASETS, PROTOCOLS
+from irstd_edge.metrics import Accuracy
+from irstd_edge.models.registry import MODELS, get_model
+from irstd_edge.nn.binary import DOT_READINGS
+from irstd_edge.training.recipe import RECIPES, Recipe
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def page(name):
+    return (DOCS / f"{name}.md").read_text()
+
+
+def rows(text):
+    return {row[0]: row[1] for row in re.findall(r"^\| `(\w+)`[^|]*\| ([^|]*) \|", text, re.MULTILINE)}
+
+
+def test_the_recipe_table_has_every_field_and_its_default():
+    table = rows(page("training"))
+    assert [f.name for f in fields(Recipe)] == [name for name in table if name in Recipe.__dataclass_fields__]
+    for field in fields(Recipe)[2:]:
+        assert float(table[field.name]) == field.default, field.name
+
+
+def test_shipped_recipes_and_commands_exist():
+    named = set(re.findall(r"irstd-edge train ([\w-]+)", page("training")))
+    assert named and named <= {p.stem for p in RECIPES.glob("*.toml")}
+
+
+def test_models_page():
+    text = page("models")
+    headings = re.findall(r"^## (biisnet[\w-]*)$", text, re.MULTILINE)
+    assert headings == [name for name in MODELS if name.startswith("biisnet")]
+    counts = count_parameters(get_model("biisnet").factory())
+    assert " / ".join(f"{v:,}" for v in counts.__dict__.values()) in text
+    assert set(DOT_READINGS) <= rows(text).keys()
+
+
+def test_metrics_page():
+    text = page("metrics")
+    assert set(PROTOCOLS) <= rows(text).keys()
+    for info in DATASETS.values():
+        assert re.search(rf"{info.name}\s+{info.train} / {info.test}", text)
+    assert {"fa", "fa_by_area"} <= {f.name for f in fields(Accuracy)} and "`fa_by_area`" in text
+
+
+def test_links_lead_somewhere():
+    for name in ("metrics", "training", "models"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page(name)):
+            assert (DOCS / link).exists(), (name, link)

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from irstd_edge.models.biisnet import biisnet, biisnet_float
+from irstd_edge.models.registry import MODELS, UnknownModelError, get_model
+from irstd_edge.nn.binary import DOT_READINGS
+from irstd_edge.nn.blocks import ExactConv2d
+from irstd_edge.nn.inference import freeze
+
+
+def test_exact_convolution_does_not_depend_on_order_or_precision():
+    torch.manual_seed(0)
+    conv = ExactConv2d(1, 16, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.mul_(9)
+    conv.eval()
+    x = 6 * torch.randn(1, 1, 33, 47)
+    frozen = conv.freeze()
+    y = conv(x)
+    assert torch.equal(frozen(x), y)
+    assert torch.equal(frozen.double()(x.double()), y.double())
+    flipped = conv.freeze()
+    flipped.weight = flipped.weight.flip(-1, -2)
+    assert torch.equal(flipped(x.flip(-1, -2)).flip(-1, -2), y)
+
+
+def test_exact_convolution_refuses_sums_that_are_too_long():
+    with pytest.raises(ValueError, match="15"):
+        ExactConv2d(2, 4, 3)
+
+
+@pytest.mark.parametrize("reading", DOT_READINGS)
+def test_frozen_network_equals_evaluation_bit_for_bit(reading):
+    torch.manual_seed(0)
+    network = biisnet(reading, channels=8, blocks=1, bottleneck=1)
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(2, 1, 32, 32))
+        network.eval()
+        x = torch.randn(2, 1, 20, 28)
+        y = network(x)
+        assert torch.equal(freeze(network)(x), y)
+    assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1
+
+
+def test_training_and_evaluation_agree_but_for_what_the_grids_round():
+    # On noise and untrained, where many values lie near a threshold; unit by unit: test_binary.py.
+    torch.manual_seed(0)
+    network = biisnet(channels=8, blocks=1, bottleneck=1)
+    x = torch.randn(4, 1, 64, 64)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        trained = network(x)
+        evaluated = network.eval()(x)
+    assert (trained - evaluated).abs().mean() < 0.05
+    assert torch.corrcoef(torch.stack([trained.flatten(), evaluated.flatten()]))[0, 1] > 0.85
+
+
+def test_twin_has_the_same_shapes():
+    x = torch.randn(1, 1, 16, 20)
+    assert biisnet_float().eval()(x).shape == x.shape
+
+
+def test_registry():
+    for name, model in MODELS.items():
+        assert name == model.name and model.summary and model.source
+        assert model.float_twin is None or model.float_twin in MODELS
+    with pytest.raises(UnknownModelError, match="did you mean 'biisnet'"):
+        get_model("bisnet")

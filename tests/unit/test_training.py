@@ -1,0 +1,205 @@
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from irstd_edge.data import Normalisation, Sample
+from irstd_edge.errors import MissingError
+from irstd_edge.nn.binary import BinaryConv2d
+from irstd_edge.training import curves
+from irstd_edge.training.loop import (
+    TrainingError,
+    _averaging,
+    clip_latent_weights,
+    evaluate_network,
+    read_curve,
+    split_validation,
+    train,
+)
+from irstd_edge.training.losses import soft_iou
+from irstd_edge.training.recipe import RECIPES, Recipe, RecipeError
+
+TINY = Recipe("biisnet", "Synthetic", epochs=6, batch=4, crop=32, learning_rate=5e-3, average=0.5, validation=0.2,
+              validate_every=2, contrast=0.1, brightness=0.1)
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_soft_iou():
+    p, g = torch.tensor([[1.0, 0.5], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    # overlap 1, sums 1.5 and 2: 1 - 2 / 3.5
+    assert soft_iou(p, g).item() == pytest.approx(1 - 2 / 3.5)
+    assert soft_iou(g, g).item() == 0
+
+
+def test_split_holds_out_every_nth():
+    assert split_validation(5, 0) == ([0, 1, 2, 3, 4], [])
+    kept, held = split_validation(213, 0.1)
+    assert held == list(range(9, 213, 10)) and sorted(kept + held) == list(range(213))
+
+
+def test_running_average_forgets_the_first_weights_soon():
+    average, update = [torch.zeros(1), torch.zeros(1, dtype=torch.long)], _averaging(0.99)
+    for step in range(1, 61):
+        update(average, [torch.ones(1), torch.tensor([step])], torch.tensor(step))
+    assert average[0].item() > 0.999 and average[1].item() == 60
+
+
+def test_latent_weights_are_clipped():
+    layer = BinaryConv2d(1, 1, 1)
+    nn.init.constant_(layer.weight, 3.0)
+    clip_latent_weights(nn.Sequential(layer))
+    assert layer.weight.item() == 1
+
+
+def test_evaluation_takes_the_protocol():
+    sample = Sample("a", np.full((40, 40), 9, np.float32), np.zeros((40, 40), np.uint8))
+    sizes = []
+
+    class Probe(nn.Module):
+        def forward(self, x):
+            assert not self.training
+            sizes.append(tuple(x.shape[2:]))
+            return torch.zeros_like(x)
+
+    for protocol in ("basicirstd", "resize256"):
+        assert evaluate_network(Probe(), [sample], Normalisation(0, 1), protocol=protocol).images == 1
+    assert sizes == [(64, 64), (256, 256)]
+
+
+def test_training_lowers_the_loss_and_leaves_its_files(synthetic, tmp_path):
+    out = tmp_path / "run"
+    seen = []
+    train(TINY, synthetic, out, on_epoch=lambda e: seen.append((e.epoch, e.accuracy is not None)))
+    assert seen == [(i, i % 2 == 0) for i in range(1, 7)]
+    assert {p.name for p in out.iterdir()} == {
+        "best.safetensors", "last.safetensors", "curves.csv", "recipe.json", "resume.pt"}
+    rows = list(csv.DictReader((out / "curves.csv").open()))
+    assert [int(r["epoch"]) for r in rows] == list(range(1, 7))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert all(bool(r["iou"]) == (int(r["epoch"]) % 2 == 0) for r in rows)
+    record = json.loads((out / "recipe.json").read_text())
+    assert TINY.as_dict().items() <= record.items() and record["held_out"] == [4, 9] and record["machine"]
+    png = tmp_path / "curves.png"
+    curves.plot_curves(out / "curves.csv", png)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(TrainingError, match="--resume"):
+        train(TINY, synthetic, out)
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(replace(TINY, seed=1), synthetic, out, resume=True)
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(synthetic, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(TINY, synthetic, whole)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch):
+        # After the validation of epoch 2, so that epoch 3 is in the curves but not in the state.
+        if epoch.epoch == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(TINY, synthetic, broken, on_epoch=stop)
+    assert [r["epoch"] for r in read_curve(broken / "curves.csv")] == ["1", "2", "3"]
+    train(TINY, synthetic, broken, resume=True)
+
+    def curve(run):
+        return [{k: v for k, v in r.items() if k != "seconds"} for r in read_curve(run / "curves.csv")]
+
+    assert curve(broken) == curve(whole)
+    for name in ("best", "last"):
+        a, b = (load_file(run / f"{name}.safetensors") for run in (whole, broken))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_states_that_hold_a_numpy_scalar_are_read_and_nothing_else(synthetic, tmp_path):
+    recipe = replace(TINY, epochs=2)
+    train(recipe, synthetic, tmp_path)
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    torch.save(state | {"best": np.float64(0.5)}, tmp_path / "resume.pt")
+    train(recipe, synthetic, tmp_path, resume=True)
+    torch.save(state | {"best": Recipe}, tmp_path / "resume.pt")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(recipe, synthetic, tmp_path, resume=True)
+
+
+def test_several_sets_are_joined_and_nothing_need_be_held_out(synthetic, tmp_path):
+    recipe = replace(TINY, dataset="Synthetic+Synthetic", epochs=1, validation=0.0)
+    train(recipe, synthetic, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["images"] == 20
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert read_curve(tmp_path / "run" / "curves.csv")[0]["iou"] == ""
+
+
+def test_wrong_starts_leave_nothing_behind(synthetic, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="missing"):
+        train(TINY, synthetic, out, initial={"stem.weight": torch.zeros(16, 1, 3, 3)})
+    with pytest.raises(ValueError, match="no such file"):
+        train(replace(TINY, dataset="Absent"), synthetic, out)
+    assert not out.exists()
+    write(tmp_path / "file", "")
+    with pytest.raises(TrainingError, match="cannot be written"):
+        train(TINY, synthetic, tmp_path / "file" / "run")
+
+
+def test_a_damaged_state_is_refused(synthetic, tmp_path):
+    write(tmp_path / "resume.pt", "no state")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(TINY, synthetic, tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(synthetic, tmp_path, monkeypatch):
+    monkeypatch.setattr("irstd_edge.training.loop.soft_iou", lambda p, g: p.sum() * float("nan"))
+    with pytest.raises(TrainingError, match="loss is nan in epoch 1"):
+        train(TINY, synthetic, tmp_path / "run")
+
+
+def test_missing_matplotlib_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(MissingError, match=r"pip install irstd-edge\[train\]"):
+        curves.require_matplotlib()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid(path):
+    assert Recipe.find(path.stem) == Recipe.read(path)
+
+
+@pytest.mark.parametrize("text, message", [
+    ('network = "biisnet"', "dataset missing"),
+    ('network = "biisnet"\ndataset = "A"\nepoch = 3', "unknown field epoch"),
+    ('network = "biisnet"\ndataset = "A"\nepochs = 0', "epochs must be at least 1"),
+    ('network = "biisnet"\ndataset = "A"\nepochs = "3"', "epochs must be int"),
+    ('network = "biisnet"\ndataset = "A"\nbatch = true', "batch must be int"),
+    ('network = "biisnet"\ndataset = "A"\nlearning_rate = -1.0', "learning_rate must be positive"),
+    ('network = "biisnet"\ndataset = "A"\nlearning_rate = nan', "learning_rate must be positive"),
+    ('network = "biisnet"\ndataset = "A"\naverage = 1.0', r"average must be in \[0, 1\)"),
+    ('network = "biisnet"\ndataset = "A"\nvalidation = -0.1', r"validation must be in \[0, 1\)"),
+    ('network = "biisnet"\ndataset = "A"\ncontrast = -0.1', "contrast must not be negative"),
+    ('network = "biisnet"\ndataset = "A"\nseed = -1', "seed must not be negative"),
+    ("network = ", "Invalid value"),
+])
+def test_wrong_recipes_name_the_field(tmp_path, text, message):
+    path = write(tmp_path / "wrong.toml", text)
+    with pytest.raises(RecipeError, match=message) as e:
+        Recipe.read(path)
+    assert str(path) in str(e.value)
+
+
+def test_recipes_are_found_by_name_or_path():
+    with pytest.raises(RecipeError, match="biisnet-nuaa"):
+        Recipe.find("biisnet-nuua")
+    with pytest.raises(RecipeError):
+        Recipe.read("absent.toml")

@@ -156,7 +156,9 @@ class Bundle:
         try:
             raw = json.loads(file.read_text())
         except FileNotFoundError as e:
-            raise BundleError(f"{path}: no {MANIFEST}; write a bundle with: irstd-edge export NETWORK --out {path}") from e
+            raise BundleError(
+                f"{path}: no {MANIFEST}; write a bundle with: irstd-edge export NETWORK --out {path}"
+            ) from e
         except (OSError, ValueError) as e:
             raise BundleError(f"{file}: cannot be read ({e})") from e
         version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -195,6 +197,8 @@ class Bundle:
 
     def file(self, name: str, digest: str) -> Path:
         """A file of the bundle, its hash checked; names must stay inside the folder."""
+        if not isinstance(name, str) or not isinstance(digest, str):
+            raise BundleError(f"{self.path / MANIFEST}: a file and its SHA-256 must be text, got {name!r}, {digest!r}")
         path = self.path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{self.path / MANIFEST}: names a file outside the bundle: {name}")
@@ -220,6 +224,8 @@ _NESTED = {
 
 def _decode(kind: type, raw: dict):
     known = {f.name for f in fields(kind)}
+    if not isinstance(raw, dict):
+        raise ValueError(f"{kind.__name__} must be an object, got {raw!r}")
     if unknown := sorted(set(raw) - known):
         raise ValueError(f"unknown field {', '.join(unknown)}")
     values = dict(raw)

@@ -33,8 +33,14 @@ def _row(attribute: opspec.Attribute) -> str:
     low = -math.inf if low is None else low
     high = math.inf if high is None else high
     default = "INT32_MIN" if attribute.default is None else _literal(attribute.default)
-    cells = ("int32_t" if integer else "float", attribute.name, str(int(attribute.default is None)), default,
-             _literal(low), _literal(high))
+    cells = (
+        "int32_t" if integer else "float",
+        attribute.name,
+        str(int(attribute.default is None)),
+        default,
+        _literal(low),
+        _literal(high),
+    )
     return f"    X({', '.join(cells)})"
 
 
@@ -45,13 +51,26 @@ def header() -> str:
         defines += [f"#define IRSTD_{enum.__name__.upper()}_{item.name} {int(item)}" for item in enum]
     names = [f'#define IRSTD_DOMAIN "{opspec.DOMAIN}"', f'#define IRSTD_BINARY_CONV2D "{opspec.BINARY_CONV2D.name}"']
     table = " \\\n".join(_row(a) for a in opspec.BINARY_CONV2D_ATTRIBUTES)
-    return "\n".join([
-        "/* Generated from irstd_edge/opspec.py by `python -m irstd_edge.opspec_c`. Do not edit. */",
-        "#ifndef IRSTD_OPSPEC_H", "#define IRSTD_OPSPEC_H", "", "#include <math.h>", "#include <stdint.h>", "",
-        *names, *defines, "",
-        "/* X(type, name, mandatory, default, minimum, maximum) */",
-        "#define IRSTD_BINARY_CONV2D_ATTRIBUTES(X) \\", table, "", "#endif", "",
-    ])
+    return "\n".join(
+        [
+            "/* Generated from irstd_edge/opspec.py by `python -m irstd_edge.opspec_c`. Do not edit. */",
+            "#ifndef IRSTD_OPSPEC_H",
+            "#define IRSTD_OPSPEC_H",
+            "",
+            "#include <math.h>",
+            "#include <stdint.h>",
+            "",
+            *names,
+            *defines,
+            "",
+            "/* X(type, name, mandatory, default, minimum, maximum) */",
+            "#define IRSTD_BINARY_CONV2D_ATTRIBUTES(X) \\",
+            table,
+            "",
+            "#endif",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

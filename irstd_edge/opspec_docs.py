@@ -1,4 +1,4 @@
-"""Renders the operator specification as ``docs/operators.md``: ``python -m irstd_edge.opspec_docs > docs/operators.md``."""
+"""Renders the operator specification: ``python -m irstd_edge.opspec_docs > docs/operators.md``."""
 
 from __future__ import annotations
 

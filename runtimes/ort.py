@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from irstd_edge.bundle import Bundle, BundleError
-from irstd_edge.errors import MissingError
+from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.opspec import DOMAIN
 from irstd_edge.runtimes import library
 from irstd_edge.runtimes.session import Session
@@ -42,10 +42,19 @@ class OrtSession(Session):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # every error of ORT is a class of its own, derived from Exception alone
             raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {e}") from e
+        self._path = path
         self._input = self._session.get_inputs()[0].name
+        self._shape = self._session.get_inputs()[0].shape
         self._output = self._session.get_outputs()[0].name
 
     def run(self, x: np.ndarray) -> np.ndarray:
+        # A dynamic size is a name; a file of a network that PyTorch could not export dynamically has numbers.
+        fixed = [n for n in self._shape[2:] if isinstance(n, int)]
+        if fixed and fixed != list(x.shape[2:]):
+            raise UnsupportedError(
+                f"{self._path}: written for {fixed[0]}x{fixed[1]} images, cannot run {x.shape[2]}x{x.shape[3]}; "
+                "export again with that --input-size"
+            )
         return self._session.run([self._output], {self._input: np.ascontiguousarray(x, np.float32)})[0]
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from irstd_edge.bundle import Bundle
 from irstd_edge.checkpoints import open_bundle_network
@@ -30,7 +31,8 @@ class TorchSession(Session):
         torch.set_flush_denormal(True)
         try:
             with torch.inference_mode():
-                return self._network(x)
+                # Of several outputs (deep supervision) the first, as export keeps it.
+                return tree_leaves(self._network(x))[0]
         finally:
             torch.set_flush_denormal(False)
 

@@ -38,7 +38,8 @@ static double median(double *values, int count) {
 #ifdef X86
 /* The peaks are in assembly: compilers spill some of these registers. */
 #define LOOK_UP(acc, table, x, temporary) \
-    "vpshufb %%ymm" #x ", %%ymm" #table ", %%ymm" #temporary "\n\tvpaddb %%ymm" #temporary ", %%ymm" #acc ", %%ymm" #acc "\n\t"
+    "vpshufb %%ymm" #x ", %%ymm" #table ", %%ymm" #temporary                                    \
+    "\n\tvpaddb %%ymm" #temporary ", %%ymm" #acc ", %%ymm" #acc "\n\t"
 #define YMM "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", \
         "ymm12", "ymm13", "ymm14", "ymm15"
 

@@ -16,7 +16,7 @@ register_schemas()
 def binary_conv2d(x, weight, threshold, scale, bias, parameters=None, residual_input=None, **a):
     """``irstd.BinaryConv2d`` by the text of the specification: integer loops over taps, float32 after them."""
     f = np.float32
-    n, ic, h, w = x.shape
+    n, ic = x.shape[:2]
     oc, kh, kw, _ = weight.shape
     groups, per = a.get("groups", 1), ic // a.get("groups", 1)
     signs = np.empty((oc, per, kh, kw), np.int64)
@@ -24,8 +24,8 @@ def binary_conv2d(x, weight, threshold, scale, bias, parameters=None, residual_i
         word = weight[..., c // 32].astype(np.int64) & 0xFFFFFFFF
         signs[:, c] = ((word >> (c % 32)) & 1) * 2 - 1
     b = np.where(x >= threshold.reshape(1, -1, 1, 1), 1, -1)
-    pads = [(0, 0), (0, 0), (a.get("pad_top", 0), a.get("pad_bottom", 0)), (a.get("pad_left", 0), a.get("pad_right", 0))]
-    b = np.pad(b, pads, constant_values=a["pad_value"])
+    top, left, bottom, right = (a.get(f"pad_{side}", 0) for side in ("top", "left", "bottom", "right"))
+    b = np.pad(b, [(0, 0), (0, 0), (top, bottom), (left, right)], constant_values=a["pad_value"])
     dh, dw, sh, sw = (a.get(k, 1) for k in ("dilation_h", "dilation_w", "stride_h", "stride_w"))
     oh, ow = (b.shape[2] - dh * (kh - 1) - 1) // sh + 1, (b.shape[3] - dw * (kw - 1) - 1) // sw + 1
     acc = np.zeros((n, oc, oh, ow), np.int64)
@@ -33,7 +33,8 @@ def binary_conv2d(x, weight, threshold, scale, bias, parameters=None, residual_i
         first = o // (oc // groups) * per
         for i in range(kh):
             for j in range(kw):
-                part = b[:, first:first + per, i * dh:i * dh + sh * (oh - 1) + 1:sh, j * dw:j * dw + sw * (ow - 1) + 1:sw]
+                rows, columns = i * dh + sh * np.arange(oh), j * dw + sw * np.arange(ow)
+                part = b[:, first:first + per][:, :, rows][:, :, :, columns]
                 acc[:, o] += (part * signs[o, :, i, j].reshape(1, -1, 1, 1)).sum(1)
     col = lambda v: v.reshape(1, -1, 1, 1)  # noqa: E731
     v = acc.astype(f) * col(scale) + col(bias)

@@ -56,7 +56,8 @@ def test_an_output_is_left():
     assert not FoldBatchNorm()(g.model(g.op("Mul", y, np.array(2, F)), outputs=[y])).modified
 
 
-@pytest.mark.parametrize("transpose, groups, bias", [(False, 1, True), (False, 2, False), (True, 1, False), (True, 2, True)])
+@pytest.mark.parametrize("transpose, groups, bias",
+                         [(False, 1, True), (False, 2, False), (True, 1, False), (True, 2, True)])
 def test_batch_norm_after_a_float_convolution(transpose, groups, bias):
     g = Graph(4)
     shape = (4, 6 // groups, 3, 3) if transpose else (6, 4 // groups, 3, 3)

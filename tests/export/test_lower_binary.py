@@ -128,5 +128,6 @@ def test_truth_is_the_reference_arithmetic():
     p = rng.standard_normal((3, 4)).astype(f)
     r = rng.standard_normal((1, 8, *spec.output_size(9, 8))).astype(f)
     a = {k: v for k, v in spec.attributes().items() if k not in ("version", "bit_order")}
-    got = reference(*(torch.from_numpy(v) for v in (x, weight, t, s, b)), spec, torch.from_numpy(p), torch.from_numpy(r))
+    inputs = [torch.from_numpy(v) for v in (x, weight, t, s, b, p, r)]
+    got = reference(*inputs[:5], spec, *inputs[5:])
     assert np.array_equal(binary_conv2d(x, weight, t, s, b, p, r, **a), got.numpy())

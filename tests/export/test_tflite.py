@@ -49,11 +49,11 @@ def test_buffers_are_aligned_and_shared(biisnet_file):
     from ai_edge_litert.schema_py_generated import Model
 
     model = Model.GetRootAs(biisnet_file, 0)
-    seen = set()
+    start, seen = np.frombuffer(biisnet_file, np.uint8).__array_interface__["data"][0], set()
     for i in range(1, model.BuffersLength()):
         data = model.Buffers(i).DataAsNumpy()
-        address = data.__array_interface__["data"][0] - np.frombuffer(biisnet_file, np.uint8).__array_interface__["data"][0]
-        assert address % 16 == 0
+        offset = data.__array_interface__["data"][0] - start
+        assert offset % 16 == 0
         assert data.tobytes() not in seen
         seen.add(data.tobytes())
 
@@ -139,3 +139,16 @@ def test_a_network_of_everything_equals_pytorch_and_stays_dynamic_in_onnx():
         data = to_tflite(model, size).data
         assert "TRANSPOSE" not in operator_names(data)
         np.testing.assert_allclose(run_tflite(data, x.numpy()), want, atol=1e-5)
+
+
+def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch):
+    import sys
+
+    from irstd_edge.errors import MissingError
+
+    for name in ("tflite_graph", "tflite_ops"):
+        monkeypatch.delitem(sys.modules, f"irstd_edge.export.targets.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    g = Graph(2)
+    with pytest.raises(MissingError, match=r"pip install .*irstd-edge\[tflite\]"):
+        to_tflite(g.model(g.op("Relu", g.x)), g.size)

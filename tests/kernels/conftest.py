@@ -12,8 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not: kernel_library, kernel_truth
 
-from kernel_build import build  # noqa: E402
-from kernel_library import Library  # noqa: E402
+from kernel_build import build
+from kernel_library import Library
 
 ISAS = ["ref", "avx2", "avx512", "avx512-emulated"]
 

@@ -55,14 +55,36 @@ class Library:
         self.c = c = ctypes.CDLL(str(path))
         pointer, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
         c.irstd_bconv2d_attributes_init.argtypes = [ctypes.POINTER(Attributes)]
-        c.irstd_bconv2d_create.argtypes = [pointer, pointer, size, pointer, pointer, pointer, pointer, ctypes.c_int,
-                                           pointer, ctypes.POINTER(Error)]
+        c.irstd_bconv2d_create.argtypes = [
+            pointer,
+            pointer,
+            size,
+            pointer,
+            pointer,
+            pointer,
+            pointer,
+            ctypes.c_int,
+            pointer,
+            ctypes.POINTER(Error),
+        ]
         c.irstd_bconv2d_destroy.argtypes = [pointer]
         c.irstd_bconv2d_destroy.restype = None
         c.irstd_bconv2d_output_size.argtypes = [pointer, i64, i64, pointer, pointer, pointer]
         c.irstd_bconv2d_workspace_bytes.argtypes = [pointer, i64, i64, ctypes.c_int, pointer, pointer]
-        c.irstd_bconv2d_run.argtypes = [pointer, i64, i64, i64, pointer, pointer, i64, pointer, pointer, size, pointer,
-                                        pointer]
+        c.irstd_bconv2d_run.argtypes = [
+            pointer,
+            i64,
+            i64,
+            i64,
+            pointer,
+            pointer,
+            i64,
+            pointer,
+            pointer,
+            size,
+            pointer,
+            pointer,
+        ]
         c.irstd_bconv2d_variant.argtypes = [pointer]
         c.irstd_bconv2d_variant.restype = ctypes.c_char_p
         c.irstd_isa.argtypes = [ctypes.POINTER(Error)]
@@ -72,8 +94,10 @@ class Library:
 
     def isas(self) -> dict[str, bool]:
         """Instruction sets of this build, and whether this CPU has them."""
-        return {self.c.irstd_isa_name(i).decode(): bool(self.c.irstd_isa_available(i))
-                for i in range(self.c.irstd_isa_count())}
+        return {
+            self.c.irstd_isa_name(i).decode(): bool(self.c.irstd_isa_available(i))
+            for i in range(self.c.irstd_isa_count())
+        }
 
     def isa(self) -> str:
         error = Error()
@@ -102,8 +126,18 @@ class Library:
 class BinaryConv2d:
     """One operator. Layout NHWC takes and gives NHWC arrays."""
 
-    def __init__(self, library, attributes, weight, threshold, scale, bias, activation_parameters=None, layout=NCHW,
-                 weight_words=None):
+    def __init__(
+        self,
+        library,
+        attributes,
+        weight,
+        threshold,
+        scale,
+        bias,
+        activation_parameters=None,
+        layout=NCHW,
+        weight_words=None,
+    ):
         self.library = library
         a = Attributes()
         library.c.irstd_bconv2d_attributes_init(ctypes.byref(a))
@@ -113,8 +147,15 @@ class BinaryConv2d:
         weight = _as(weight, np.int32)
         constants = [_as(v, np.float32) for v in (threshold, scale, bias, activation_parameters)]
         words = (0 if weight is None else weight.size) if weight_words is None else weight_words
-        self._call("irstd_bconv2d_create", ctypes.byref(a), _pointer(weight), words, *map(_pointer, constants), layout,
-                   ctypes.byref(self.handle))
+        self._call(
+            "irstd_bconv2d_create",
+            ctypes.byref(a),
+            _pointer(weight),
+            words,
+            *map(_pointer, constants),
+            layout,
+            ctypes.byref(self.handle),
+        )
         self.layout, self.out_channels = layout, a.out_channels
 
     def __del__(self):
@@ -153,9 +194,19 @@ class BinaryConv2d:
         size = self.workspace_bytes(height, width, threads)
         workspace = np.full(max(size, 1), 0xA5, np.uint8)
         parallel = Parallel(run or in_reverse, None, threads)
-        arguments = (self.handle, batch, height, width, _pointer(x), _pointer(residual),
-                     residual.shape[channel] if residual is not None else 0, _pointer(y), _pointer(workspace), size,
-                     ctypes.byref(parallel) if threads > 1 else None)
+        arguments = (
+            self.handle,
+            batch,
+            height,
+            width,
+            _pointer(x),
+            _pointer(residual),
+            residual.shape[channel] if residual is not None else 0,
+            _pointer(y),
+            _pointer(workspace),
+            size,
+            ctypes.byref(parallel) if threads > 1 else None,
+        )
         keep = (x, residual, workspace, parallel)
 
         def call():

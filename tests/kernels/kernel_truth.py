@@ -48,8 +48,12 @@ def convolve(b: np.ndarray, w: np.ndarray, a: dict) -> np.ndarray:
         for j in range(kw):
             rows, columns = slice(i * dh, i * dh + sh * (oh - 1) + 1, sh), slice(j * dw, j * dw + sw * (ow - 1) + 1, sw)
             # float64 holds these integers exactly, and takes the fast matrix product
-            out += np.einsum("ngchw,goc->ngohw", b[..., rows, columns].astype(np.float64), w[..., i, j].astype(np.float64),
-                             optimize=True).astype(np.int64)
+            out += np.einsum(
+                "ngchw,goc->ngohw",
+                b[..., rows, columns].astype(np.float64),
+                w[..., i, j].astype(np.float64),
+                optimize=True,
+            ).astype(np.int64)
     return out.reshape(n, oc, oh, ow)
 
 

@@ -29,7 +29,11 @@ def random_case(rng: np.random.Generator) -> dict:
     pick = rng.choice
     groups_kind = pick(["one", "some", "depthwise"], p=[0.7, 0.15, 0.15])
     if groups_kind == "one":
-        groups, ic, oc = 1, int(pick([1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 33, 40, 64, 68])), int(rng.integers(1, 21))
+        groups, ic, oc = (
+            1,
+            int(pick([1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 33, 40, 64, 68])),
+            int(rng.integers(1, 21)),
+        )
     elif groups_kind == "some":
         groups = int(rng.integers(2, 5))
         ic, oc = groups * int(rng.integers(1, 14)), groups * int(rng.integers(1, 7))

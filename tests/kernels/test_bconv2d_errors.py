@@ -6,8 +6,20 @@ import ctypes
 
 import numpy as np
 import pytest
-from kernel_library import INVALID, NCHW, NHWC, OK, OUT_OF_MEMORY, UNSET, UNSUPPORTED, Attributes, Error, KernelError
-from kernel_library import Parallel, RUN
+from kernel_library import (
+    INVALID,
+    NCHW,
+    NHWC,
+    OK,
+    OUT_OF_MEMORY,
+    RUN,
+    UNSET,
+    UNSUPPORTED,
+    Attributes,
+    Error,
+    KernelError,
+    Parallel,
+)
 
 VALID = {
     "version": 1, "bit_order": 1, "in_channels": 6, "out_channels": 4, "kernel_h": 3, "kernel_w": 2, "groups": 2,
@@ -140,7 +152,9 @@ def test_null_attributes_and_result(library):
     assert library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, ctypes.byref(handle),
                                           ctypes.byref(error)) == INVALID  # fmt: skip
     assert b"attributes" in error.message and not handle.value
-    assert library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, None, ctypes.byref(error)) == INVALID
+    assert (
+        library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, None, ctypes.byref(error)) == INVALID
+    )
     assert b"op" in error.message
     library.c.irstd_bconv2d_destroy(None)
     library.c.irstd_bconv2d_attributes_init(None)
@@ -149,7 +163,9 @@ def test_null_attributes_and_result(library):
 
 def test_error_may_be_null(library):
     handle = ctypes.c_void_p()
-    assert library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, ctypes.byref(handle), None) == INVALID
+    assert (
+        library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, ctypes.byref(handle), None) == INVALID
+    )
     with library.forced("nothing"):
         assert library.c.irstd_isa(None) is None
 
@@ -174,11 +190,16 @@ def test_threads(core, threads):
 
 def test_null_results(library):
     op, error, size = create(library), Error(), ctypes.c_int64()
-    assert library.c.irstd_bconv2d_output_size(op.handle, 9, 9, None, ctypes.byref(size), ctypes.byref(error)) == INVALID
+    assert (
+        library.c.irstd_bconv2d_output_size(op.handle, 9, 9, None, ctypes.byref(size), ctypes.byref(error)) == INVALID
+    )
     assert b"out_height" in error.message
     assert library.c.irstd_bconv2d_workspace_bytes(op.handle, 9, 9, 1, None, ctypes.byref(error)) == INVALID
     assert b"bytes" in error.message
-    assert library.c.irstd_bconv2d_output_size(None, 9, 9, ctypes.byref(size), ctypes.byref(size), ctypes.byref(error)) == INVALID
+    assert (
+        library.c.irstd_bconv2d_output_size(None, 9, 9, ctypes.byref(size), ctypes.byref(size), ctypes.byref(error))
+        == INVALID
+    )
     assert b"op" in error.message
 
 

@@ -201,15 +201,6 @@ IRSTD_INLINE void flush(__m256i acc, void *tile, int64_t index, irstd_acc kind, 
 /* Pins a value to a register here: compilers like to reorder the sums of several taps, and then spill. */
 #define PIN(v) __asm__("" : "+x"(v))
 
-/* All loops over a block are unrolled: its accumulators must live in registers. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define UNROLL_TAPS
-#else
-#define UNROLL _Pragma("GCC unroll 4")
-#define UNROLL_TAPS UNROLL
-#endif
-
 /* `block` channels by `vectors` times 32 pixels; all but the pointers are constants after inlining
  * (kernel_w is 0 where it is not). */
 IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *s, const void *const *rows,
@@ -220,9 +211,9 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
     const int64_t *offsets = s->tap_offset;
     int64_t plane = s->plane_elements;
     __m256i acc[4][2];
-    UNROLL
+    IRSTD_UNROLL
     for (int i = 0; i < block; i++)
-        UNROLL
+        IRSTD_UNROLL
         for (int v = 0; v < vectors; v++) acc[i][v] = _mm256_setzero_si256();
     int summed = 0, first = 1;
     for (int kh = 0; kh < op->a.kernel_h; kh++) {
@@ -234,9 +225,9 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
         x += first_plane * plane + column;
         for (int n = 0; n < l->nibbles; n++, x += plane) {
             if (summed + taps > l->limit) {
-                UNROLL
+                IRSTD_UNROLL
                 for (int i = 0; i < block; i++)
-                    UNROLL
+                    IRSTD_UNROLL
                     for (int v = 0; v < vectors; v++) {
                         flush(acc[i][v], tile, i * IRSTD_TILE + v * 32, kind, first);
                         acc[i][v] = _mm256_setzero_si256();
@@ -244,16 +235,16 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
                 summed = first = 0;
             }
             summed += taps;
-            UNROLL_TAPS
+            IRSTD_UNROLL_TAPS
             for (int kw = 0; kw < taps; kw++, tables += block * TABLE) {
                 __m256i pixels[2];
-                UNROLL
+                IRSTD_UNROLL
                 for (int v = 0; v < vectors; v++)
                     pixels[v] = _mm256_loadu_si256((const __m256i *)(x + offsets[kw]) + v);
-                UNROLL
+                IRSTD_UNROLL
                 for (int i = 0; i < block; i++) {
                     __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)tables + i));
-                    UNROLL
+                    IRSTD_UNROLL
                     for (int v = 0; v < vectors; v++) {
                         acc[i][v] = _mm256_add_epi8(acc[i][v], _mm256_shuffle_epi8(table, pixels[v]));
                         PIN(acc[i][v]);
@@ -262,9 +253,9 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
             }
         }
     }
-    UNROLL
+    IRSTD_UNROLL
     for (int i = 0; i < block; i++)
-        UNROLL
+        IRSTD_UNROLL
         for (int v = 0; v < vectors; v++) {
             if (kind == ACC_INT8)
                 _mm256_store_si256((__m256i *)((int8_t *)tile + i * IRSTD_TILE + v * 32), acc[i][v]);

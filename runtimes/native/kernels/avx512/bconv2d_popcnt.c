@@ -94,8 +94,10 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
     const int words = op->words;
     const int64_t plane = s->plane_elements, inside_plane = (int64_t)op->a.groups * words * plane;
     __m512i count[4][4], valid[4];
+    IRSTD_UNROLL
     for (int v = 0; v < vectors; v++) {
         valid[v] = _mm512_setzero_si512();
+        IRSTD_UNROLL
         for (int i = 0; i < block; i++) count[i][v] = _mm512_setzero_si512();
     }
     for (int kh = 0; kh < op->a.kernel_h; kh++) {
@@ -106,14 +108,17 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
         for (int kw = 0; kw < op->a.kernel_w; kw++) {
             const uint32_t *x = (const uint32_t *)rows[kh] + s->tap_offset[kw] + column;
             __m512i inside[4];
+            IRSTD_UNROLL
             for (int v = 0; v < vectors; v++) {
                 inside[v] = _mm512_loadu_si512(x + inside_plane + v * VECTOR);
                 valid[v] = _mm512_sub_epi32(valid[v], inside[v]); /* inside is -1 */
             }
             x += first_plane * plane;
             for (int word = 0; word < words; word++, x += plane, weight += block)
+                IRSTD_UNROLL
                 for (int v = 0; v < vectors; v++) {
                     __m512i pixels = _mm512_loadu_si512(x + v * VECTOR);
+                    IRSTD_UNROLL
                     for (int i = 0; i < block; i++) {
                         __m512i w = _mm512_set1_epi32((int)weight[i]);
                         __m512i differ = _mm512_ternarylogic_epi32(pixels, w, inside[v], 0x28); /* (x ^ w) & inside */
@@ -122,8 +127,10 @@ IRSTD_INLINE void accumulate_block(const irstd_bconv2d *op, const irstd_stream *
                 }
         }
     }
+    IRSTD_UNROLL
     for (int v = 0; v < vectors; v++) {
         __m512i all = _mm512_mullo_epi32(valid[v], _mm512_set1_epi32(op->ic_group));
+        IRSTD_UNROLL
         for (int i = 0; i < block; i++)
             _mm512_storeu_si512(tile + i * IRSTD_TILE + v * VECTOR,
                                 _mm512_sub_epi32(all, _mm512_slli_epi32(count[i][v], 1)));

@@ -216,22 +216,21 @@ IRSTD_INLINE void irstd_finish_tile_style(const irstd_image *image, const irstd_
                                           const void *acc, irstd_acc kind, int oc, int channels, int64_t row,
                                           int64_t column, int64_t count, irstd_style style) {
     const char *tile = acc;
+    const int64_t tile_row = IRSTD_TILE * (int)kind;
+    int i = 0;
     if (image->op->layout == IRSTD_NCHW) {
-        for (int i = 0; i < channels; i++)
-            irstd_finish_pixels(image, shared, tile + i * IRSTD_TILE * (int)kind, kind, oc + i, row, column, count, style);
+        for (; i < channels; i++, tile += tile_row)
+            irstd_finish_pixels(image, shared, tile, kind, oc + i, row, column, count, style);
         return;
     }
-    int i = 0;
-    for (; i + IRSTD_LANES <= channels; i += IRSTD_LANES)
-        irstd_finish_channels(image, shared, tile + (int64_t)i * IRSTD_TILE * (int)kind, kind, oc + i, row, column, count,
-                              style, 1);
-    if (i < channels)
-        irstd_finish_channels(image, shared, tile + (int64_t)i * IRSTD_TILE * (int)kind, kind, oc + i, row, column, count,
-                              style, 0);
+    for (; i + IRSTD_LANES <= channels; i += IRSTD_LANES, tile += IRSTD_LANES * tile_row)
+        irstd_finish_channels(image, shared, tile, kind, oc + i, row, column, count, style, 1);
+    if (i < channels) irstd_finish_channels(image, shared, tile, kind, oc + i, row, column, count, style, 0);
 }
 
-IRSTD_INLINE void irstd_finish_tile(const irstd_image *image, const irstd_shared_constants *shared, const void *acc, irstd_acc kind, int oc, int channels,
-                                    int64_t row, int64_t column, int64_t count) {
+IRSTD_INLINE void irstd_finish_tile(const irstd_image *image, const irstd_shared_constants *shared, const void *acc,
+                                    irstd_acc kind, int oc, int channels, int64_t row, int64_t column,
+                                    int64_t count) {
     const irstd_bconv2d_attributes *a = &image->op->a;
     irstd_style style = {a->activation, a->residual, a->activation_first, a->fraction_bits >= 0,
                          image->residual_channels > a->out_channels};

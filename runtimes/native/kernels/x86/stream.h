@@ -11,6 +11,15 @@
 
 #include "epilogue.h"
 
+/* All loops over a block are unrolled: its accumulators must live in registers. */
+#ifdef __clang__
+#define IRSTD_UNROLL _Pragma("clang loop unroll(full)")
+#define IRSTD_UNROLL_TAPS
+#else
+#define IRSTD_UNROLL _Pragma("GCC unroll 4")
+#define IRSTD_UNROLL_TAPS IRSTD_UNROLL
+#endif
+
 typedef struct {
     int planes, element;                  /* planes of a packed row, bytes of an element */
     int phases;
@@ -130,8 +139,9 @@ IRSTD_INLINE void irstd_stream_pack(const irstd_image *image, const irstd_stream
     }
 }
 
-IRSTD_INLINE void irstd_finish_kind(const irstd_image *image, const irstd_shared_constants *shared, const void *acc, irstd_acc kind, int oc, int channels,
-                                    int64_t row, int64_t column, int64_t count) {
+IRSTD_INLINE void irstd_finish_kind(const irstd_image *image, const irstd_shared_constants *shared, const void *acc,
+                                    irstd_acc kind, int oc, int channels, int64_t row, int64_t column,
+                                    int64_t count) {
     if (kind == ACC_INT8)
         irstd_finish_tile(image, shared, acc, ACC_INT8, oc, channels, row, column, count);
     else if (kind == ACC_INT16)

@@ -22,7 +22,7 @@ def tanh(v: np.ndarray) -> np.ndarray:
 def pack(signs: np.ndarray) -> np.ndarray:
     """[OC, C, KH, KW] of +1/-1 to int32 [OC, KH, KW, words]; bit i of word j is channel 32 j + i."""
     bits = np.moveaxis(signs > 0, 1, -1)
-    padded = np.zeros(bits.shape[:-1] + (-(-bits.shape[-1] // 32) * 32,), bool)
+    padded = np.zeros((*bits.shape[:-1], -(-bits.shape[-1] // 32) * 32), bool)
     padded[..., : bits.shape[-1]] = bits
     return np.packbits(padded, axis=-1, bitorder="little").view("<i4").astype(np.int32)
 
@@ -113,5 +113,6 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, context="") -> No
     if not same.all():
         where = tuple(np.argwhere(~same)[0])
         raise AssertionError(
-            f"{(~same).sum()} of {same.size} differ, first at {where}: {actual[where]!r} is not {expected[where]!r}; {context}"
+            f"{(~same).sum()} of {same.size} differ, first at {where}: "
+            f"{actual[where]!r} is not {expected[where]!r}; {context}"
         )

@@ -226,8 +226,8 @@ class Call:
     "replaced, words",
     [
         ({"op": None}, ["op"]), ({"batch": 0}, ["batch", "got 0"]), ({"batch": -1}, ["batch"]),
-        ({"batch": 2**40}, ["batch"]), ({"height": 2}, ["height"]), ({"width": 0}, ["width"]), ({"x": None}, ["x must"]),
-        ({"y": None}, ["y must"]),
+        ({"batch": 2**40}, ["batch"]), ({"height": 2}, ["height"]), ({"width": 0}, ["width"]),
+        ({"x": None}, ["x must"]), ({"y": None}, ["y must"]),
     ],
 )  # fmt: skip
 def test_run_arguments(core, replaced, words):

@@ -1,5 +1,6 @@
 # make demo   export, verify, detect and benchmark on the repository's own infrared frames -> build/demo/
 # make test   the test suite, under 15 minutes on two cores
+# make figures DATA=... CLIPS=...   the figures of README and docs (needs the public data)
 # Each sets up .venv by itself and builds the native libraries; python3 (3.11 or newer) and make are all they need.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 SOURCES := setup.cfg setup.py constraints.txt $(shell find runtimes/native -type f -name '*.[ch]' -o -name 'CMake*.txt' -path 'runtimes/native/*')
 
-.PHONY: demo test test-all build lint clean
+.PHONY: demo test test-all figures build lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out $(DEMO)/bundle
@@ -26,6 +27,19 @@ test-all: $(VENV)/.ready
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 build: $(VENV)/.ready
+
+# The figures of README and docs; DATA is the folder that holds NUAA-SIRST, CLIPS one of X.mp4 with boxes X.csv.
+figures: $(VENV)/.ready
+	test -n "$(DATA)" && test -n "$(CLIPS)"
+	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out build/figures/bundle
+	$(BIN)/irstd-edge export biisnet-float --untrained --to onnx,tflite --out build/figures/twin
+	$(BIN)/irstd-edge evaluate build/figures/bundle --artefact onnx --clips $(CLIPS) --json build/figures/clips.json
+	$(BIN)/irstd-edge verify build/figures/bundle --images $(CLIPS) --every 10 --dataset NUAA-SIRST --root $(DATA) \
+	    --json build/figures/verify.json
+	$(BIN)/irstd-edge benchmark build/figures/bundle --twin build/figures/twin --images samples/frames --preset quick \
+	    --out build/figures
+	cmake --build build/native --target bench_bconv2d
+	build/native/bench_bconv2d --seconds 1
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -43,11 +43,16 @@ TOLERANCES: dict[str, Tolerance] = {
 }
 
 
+#: Probabilities below this count as none where directions are compared (cosine).
+NOTHING = 1e-6
+
+
 @dataclass(frozen=True)
 class Parity:
     """One output against PyTorch's.
 
-    ``max_abs``: largest difference (infinite where a value is not finite); ``cosine``: of the two maps as vectors;
+    ``max_abs``: largest difference (infinite where a value is not finite); ``cosine``: of the two maps as vectors,
+    values below :data:`NOTHING` taken as 0;
     ``flipped_pixels``: pixels on different sides of the threshold.
     """
 
@@ -111,6 +116,8 @@ def compare(reference: np.ndarray, other: np.ndarray, threshold: float) -> Parit
     a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     difference = np.abs(a - b)
     max_abs = float(difference.max()) if difference.size and np.isfinite(difference).all() else float("inf")
+    # The direction of a map without any probability worth the name is rounding noise.
+    a, b = (np.where(np.abs(v) < NOTHING, 0.0, v) for v in (a, b))
     norms = np.linalg.norm(a) * np.linalg.norm(b)
     cosine = float(a @ b / norms) if norms > 0 else float(np.array_equal(a, b))
     # Two equal vectors can give 1 + 2e-16; a NaN gives 0.

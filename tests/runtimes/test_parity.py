@@ -182,3 +182,9 @@ def test_verify_demands_the_same_pd(bundle, sessions):
     found = parity.verify(bundle(), kinds=["onnx"], dataset=OneImage())
     assert found.accuracy["onnx"].pd == 0.0
     assert "onnx: Pd 0.000000 differs from PyTorch's 1.000000" in found.violations
+
+
+def test_the_cosine_of_maps_without_any_probability_is_not_rounding_noise():
+    noise = np.random.default_rng(0).random((2, 8, 8)).astype(np.float32) * 1e-8
+    assert compare(noise[0], noise[1], 0.5).cosine == 1.0
+    assert compare(noise[0], np.full((8, 8), 0.5, np.float32), 0.5).cosine == 0.0

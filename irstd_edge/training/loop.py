@@ -127,10 +127,12 @@ def train(
     if not resume and any((out / name).exists() for name in ("resume.pt", "curves.csv", "last.safetensors")):
         raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
     torch.manual_seed(recipe.seed)
-    sets = [Dataset(root, name, "train") for name in recipe.datasets]
-    normalisation = sets[0].normalisation
+    sets = {Dataset(root, name, "train"): times for name, times in recipe.datasets.items()}
+    normalisation = next(iter(sets)).normalisation
     samples = [sample for dataset in sets for sample in dataset]
+    times = [count for dataset, count in sets.items() for _ in range(len(dataset))]
     train_indices, held = split_validation(len(samples), recipe.validation)
+    train_indices = [i for i in train_indices for _ in range(times[i])]
 
     network = get_model(recipe.network).factory()
     if initial is not None:

@@ -14,6 +14,17 @@ class RecipeError(ValueError):
     """A recipe has an unknown or wrong field; the message names it."""
 
 
+def parse_datasets(text: str) -> dict[str, int]:
+    """``A*3+B`` as ``{"A": 3, "B": 1}``. Raises :class:`RecipeError`."""
+    found = {}
+    for part in text.split("+"):
+        name, star, times = part.partition("*")
+        if not name or name in found or (star and not (times.isdigit() and int(times) > 0)):
+            raise RecipeError(f"dataset must be names joined by +, each once, as NAME or NAME*2, got {text!r}")
+        found[name] = int(times) if star else 1
+    return found
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run, besides where the data lies.
@@ -22,9 +33,11 @@ class Recipe:
     checkpoint by IoU; the test split is never looked at. ``average`` is the decay, per step, of the running average
     of the weights that is validated and saved; it is less in the first steps, so that the first weights are soon
     forgotten. ``dataset`` may name several, joined by ``+``: their training splits are put together and normalised
-    by the constants of the first. The learning rate follows a half cosine from ``learning_rate`` to
-    ``final_learning_rate``. ``crop`` is in pixels; a normalised image is multiplied by exp(U(-contrast, contrast))
-    and U(-brightness, brightness) is added. Raises :class:`RecipeError` on construction.
+    by the constants of the first; ``NAME*3`` takes a set three times an epoch. The learning rate follows a half
+    cosine from ``learning_rate`` to ``final_learning_rate``. ``crop`` is in pixels; a normalised image is multiplied
+    by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added.
+
+    Raises :class:`RecipeError` on construction.
     """
 
     network: str
@@ -46,6 +59,7 @@ class Recipe:
             value, kind = getattr(self, f.name), {"str": str, "int": int, "float": (int, float)}[f.type]
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise RecipeError(f"{f.name} must be {f.type}, got {value!r}")
+        _ = self.datasets  # raises where it is malformed
         for name in ("epochs", "batch", "crop", "validate_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -87,9 +101,9 @@ class Recipe:
         raise RecipeError(f"{reference}: no such recipe file, and no recipe of this name; names: {', '.join(names)}")
 
     @property
-    def datasets(self) -> list[str]:
-        """The names that ``dataset`` joins by ``+``."""
-        return self.dataset.split("+")
+    def datasets(self) -> dict[str, int]:
+        """Each data set that ``dataset`` joins by ``+``, and how often an epoch takes it."""
+        return parse_datasets(self.dataset)
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -22,6 +22,7 @@ from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS, PROTOCOLS, Dataset
 from irstd_edge.models.registry import get_model
 from irstd_edge.training.loop import TrainingError, describe_machine, evaluate_network, read_curve
+from irstd_edge.training.recipe import parse_datasets
 from irstd_edge.zoo import ZOO
 
 SCHEMA_VERSION = 1
@@ -55,7 +56,7 @@ def describe_run(run: Path, name: str, root: Path, *, which: str = "best", datas
     if record["network"] != name:
         raise TrainingError(f"{run}: trains {record['network']}, not {name}")
     loaded = load_network(name, checkpoint=weights)
-    training_sets = {name: len(Dataset(root, name, "train")) for name in record["dataset"].split("+")}
+    training_sets = {name: len(Dataset(root, name, "train")) for name in parse_datasets(record["dataset"])}
     held_out = len(record["held_out"])
     saved = [row for row in curve
              if int(row["epoch"]) % record["validate_every"] == 0 or int(row["epoch"]) == record["epochs"]]

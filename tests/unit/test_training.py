@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from irstd_edge.training.loop import (
     train,
 )
 from irstd_edge.training.losses import soft_iou
-from irstd_edge.training.recipe import RECIPES, Recipe, RecipeError
+from irstd_edge.training.recipe import RECIPES, Recipe, RecipeError, parse_datasets
 
 TINY = Recipe("biisnet", "Synthetic", epochs=6, batch=4, crop=32, learning_rate=5e-3, average=0.5, validation=0.2,
               validate_every=2, contrast=0.1, brightness=0.1)
@@ -135,8 +136,15 @@ def test_states_that_hold_a_numpy_scalar_are_read_and_nothing_else(synthetic, tm
 
 
 def test_several_sets_are_joined_and_nothing_need_be_held_out(synthetic, tmp_path):
-    recipe = replace(TINY, dataset="Synthetic+Synthetic", epochs=1, validation=0.0)
-    train(recipe, synthetic, tmp_path / "run")
+    root = tmp_path / "data"
+    for name in ("Synthetic", "Other"):
+        shutil.copytree(synthetic / "Synthetic", root / name)
+    for split in ("train", "test"):
+        index = root / "Other" / "img_idx" / f"{split}_Synthetic.txt"
+        if index.exists():
+            index.rename(index.with_name(f"{split}_Other.txt"))
+    recipe = replace(TINY, dataset="Synthetic*2+Other", epochs=1, validation=0.0)
+    train(recipe, root, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["images"] == 20
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert read_curve(tmp_path / "run" / "curves.csv")[0]["iou"] == ""
@@ -203,3 +211,13 @@ def test_recipes_are_found_by_name_or_path():
         Recipe.find("biisnet-nuua")
     with pytest.raises(RecipeError):
         Recipe.read("absent.toml")
+
+
+def test_a_dataset_may_be_taken_several_times_an_epoch():
+    assert parse_datasets("A*3+B") == {"A": 3, "B": 1}
+
+
+@pytest.mark.parametrize("text", ["", "A+", "A*0", "A*x", "A*", "A+A"])
+def test_malformed_data_sets_are_refused(text):
+    with pytest.raises(RecipeError, match="names joined by"):
+        parse_datasets(text)

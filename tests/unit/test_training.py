@@ -136,7 +136,7 @@ def test_states_that_hold_a_numpy_scalar_are_read_and_nothing_else(synthetic, tm
 
 
 def test_several_sets_are_joined_and_nothing_need_be_held_out(synthetic, tmp_path):
-    root = tmp_path / "data"
+    root = tmp_path / "two"
     for name in ("Synthetic", "Other"):
         shutil.copytree(synthetic / "Synthetic", root / name)
     for split in ("train", "test"):

@@ -160,7 +160,7 @@ static bool init_step(partition *p, const tfl_context *context, const tfl_node *
         if (!absent && (index < 0 || (size_t)index >= context->tensors_size))
             return fail(p, context, s->output, "%s is no tensor of the graph", i < 0 ? "the output" : input_names[i]);
     }
-    if (node->inputs->size > INPUTS)
+    if (node->inputs && node->inputs->size > INPUTS)
         return fail(p, context, s->output, "at most %d inputs, got %d", INPUTS, node->inputs->size);
     if (!read_attributes(p, context, node, s)) return false;
     const irstd_bconv2d_attributes *a = &s->attributes;

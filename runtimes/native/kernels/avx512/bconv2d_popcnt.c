@@ -60,12 +60,14 @@ static void pack_interleaved(const irstd_image *image, int64_t row, uint32_t *li
             uint32_t all = count < 32 ? (1u << count) - 1 : ~0u;
             __mmask16 low = (__mmask16)all, high = (__mmask16)(all >> 16);
             const float *t = op->threshold + first;
-            __m512 t_low = _mm512_maskz_loadu_ps(low, t), t_high = _mm512_maskz_loadu_ps(high, t + VECTOR);
+            /* No pointer may pass the end of its array, loaded from or not. */
+            int upper = high ? VECTOR : 0;
+            __m512 t_low = _mm512_maskz_loadu_ps(low, t), t_high = _mm512_maskz_loadu_ps(high, t + upper);
             const float *x = image->x + row * width * channels + first;
             for (int64_t i = 0; i < width; i++, x += channels) {
                 uint32_t bits = _mm512_mask_cmp_ps_mask(low, _mm512_maskz_loadu_ps(low, x), t_low, _CMP_GE_OQ);
                 if (high)
-                    bits |= (uint32_t)_mm512_mask_cmp_ps_mask(high, _mm512_maskz_loadu_ps(high, x + VECTOR), t_high,
+                    bits |= (uint32_t)_mm512_mask_cmp_ps_mask(high, _mm512_maskz_loadu_ps(high, x + upper), t_high,
                                                               _CMP_GE_OQ)
                             << 16;
                 lines[i] = bits;

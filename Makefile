@@ -7,7 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
-SOURCES := setup.cfg setup.py constraints.txt $(shell find runtimes/native -type f -name '*.[ch]' -o -name 'CMake*.txt' -path 'runtimes/native/*')
+SOURCES := setup.cfg setup.py pyproject.toml constraints.txt \
+    $(shell find runtimes/native -type f \( -name '*.[ch]' -o -name '*.map' -o -name CMakeLists.txt \))
+
+# Where the machine has no C compiler, zig's serves: setup.py writes this wrapper, and the tests compile with it too.
+ifeq ($(filter environment command,$(firstword $(origin CC)))$(shell command -v cc || command -v gcc || command -v clang),)
+ZIG := ziglang
+TEST_ENV := CC="$(CURDIR)/build/zig-cc"
+endif
 
 .PHONY: demo test test-all figures build lint clean
 
@@ -21,10 +28,10 @@ demo: $(VENV)/.ready
 	@echo "open $(DEMO)/report.html"
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest
 
 test-all: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow"
 
 build: $(VENV)/.ready
 
@@ -38,7 +45,8 @@ figures: $(VENV)/.ready
 	    --json build/figures/verify.json
 	$(BIN)/irstd-edge benchmark build/figures/bundle --twin build/figures/twin --images samples/frames --preset quick \
 	    --out build/figures
-	cmake --build build/native --target bench_bconv2d
+	$(BIN)/cmake -S runtimes/native -B build/native
+	$(BIN)/cmake --build build/native --target bench_bconv2d
 	build/native/bench_bconv2d --seconds 1
 
 lint: $(VENV)/.ready
@@ -49,7 +57,7 @@ $(VENV)/.ready: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" $(ZIG)
 	touch $@
 
 clean:

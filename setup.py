@@ -53,7 +53,8 @@ def configuration() -> tuple[list[str], str]:
         key.append(str(shutil.which("make") or shutil.which("gmake")))
     if NEEDS_ZIG:
         compiler, archiver = write_zig_wrappers()
-        options += [f"-DCMAKE_C_COMPILER={compiler}", f"-DCMAKE_AR={archiver}", "-DCMAKE_RANLIB=true"]
+        options += [f"-DCMAKE_C_COMPILER={compiler}", f"-DCMAKE_AR={archiver}", "-DCMAKE_RANLIB=true",
+                    "-DCMAKE_SHARED_LINKER_FLAGS=-s"]
         key += [compiler.read_text(), metadata.version("ziglang")]
     else:
         command = shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, ("cc", "gcc", "clang")))]

@@ -11,12 +11,9 @@ from irstd_edge.benchmarks.measure import PRESETS
 
 
 def _size(context, parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    parts = value.lower().split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise click.BadParameter(f"{value!r}: give one number, or height and width as 256x320")
-    return int(parts[0]), int(parts[-1])
+    from irstd_edge.data import parse_size
+
+    return None if value is None else parse_size(value)
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -62,7 +59,7 @@ def benchmark(bundle, twin, artefacts, threads, input_size, preset, min_runs, mi
 
     from irstd_edge.benchmarks.report import document, html, markdown
     from irstd_edge.benchmarks.run import Options, run
-    from irstd_edge.runtimes.video import check_writable
+    from irstd_edge.files import check_writable, write_text
 
     html.check_available()
     files = {
@@ -89,9 +86,9 @@ def benchmark(bundle, twin, artefacts, threads, input_size, preset, min_runs, mi
     if files["json"]:
         document.write(report, files["json"])
     if files["html"]:
-        document.write_text(files["html"], html.render(report))
+        write_text(files["html"], html.render(report))
     if files["md"]:
-        document.write_text(files["md"], markdown.render(report))
+        write_text(files["md"], markdown.render(report))
     for file in filter(None, files.values()):
         console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
 
@@ -105,12 +102,13 @@ def report(file, html_file, markdown_file) -> None:
     from rich.console import Console
 
     from irstd_edge.benchmarks.report import document, html, markdown
+    from irstd_edge.files import write_text
 
     found, console = document.read(file), Console()
     if html_file:
-        document.write_text(html_file, html.render(found))
+        write_text(html_file, html.render(found))
     if markdown_file:
-        document.write_text(markdown_file, markdown.render(found))
+        write_text(markdown_file, markdown.render(found))
     for written in filter(None, (html_file, markdown_file)):
         console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
     if not html_file and not markdown_file:

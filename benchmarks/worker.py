@@ -20,22 +20,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from irstd_edge.errors import UnsupportedError
+from irstd_edge.errors import MissingError, UnsupportedError
 
 #: What is imported before the clock of ``load_ms`` starts: a runtime's own start-up is not the network's.
-RUNTIME_MODULES = {
-    "torch": ("torch",),
-    "onnx": ("onnxruntime",),
-    "portable": ("onnxruntime",),
-    "tflite": ("ai_edge_litert.interpreter",),
-}
+#: Of ``tflite`` it is the interpreter that :func:`irstd_edge.runtimes.tflite.interpreter_module` finds.
+RUNTIME_MODULES = {"torch": "torch", "onnx": "onnxruntime", "portable": "onnxruntime"}
 
 
 def preload(artefact: str) -> None:
     """Import an artefact's runtime; what is missing is told when the session is opened."""
-    for module in RUNTIME_MODULES.get(artefact, ()):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+    with contextlib.suppress(ImportError, MissingError):
+        if artefact == "tflite":
+            from irstd_edge.runtimes.tflite import interpreter_module
+
+            interpreter_module()
+        elif artefact in RUNTIME_MODULES:
+            importlib.import_module(RUNTIME_MODULES[artefact])
 
 
 def open_candidate(bundle: str, artefact: str, threads: int):

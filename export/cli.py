@@ -12,10 +12,9 @@ _PATH = click.Path(path_type=Path)
 
 
 def _size(context, parameter, text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise click.BadParameter(f"{text!r}: give one number, or height and width as 256x320")
-    return int(parts[0]), int(parts[-1])
+    from irstd_edge.data import parse_size
+
+    return parse_size(text)
 
 
 def _targets(context, parameter, text: str) -> tuple[str, ...]:
@@ -48,6 +47,10 @@ def export(network, targets, out, checkpoint, model, allow_pickle, untrained, in
     """
     from rich.console import Console
 
+    from irstd_edge.files import check_writable, write_text
+
+    if json_file is not None:
+        check_writable(json_file)
     console = Console(stderr=True)
     notes: list[str] = []
     with console.status("loading") as status:
@@ -65,8 +68,7 @@ def export(network, targets, out, checkpoint, model, allow_pickle, untrained, in
         manifest = export_bundle(loaded, targets, out, input_size, strict, note=notes.append)
     show(manifest, out, notes)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({**asdict(manifest), "notes": notes}, indent=2) + "\n")
+        write_text(json_file, json.dumps({**asdict(manifest), "notes": notes}, indent=2) + "\n")
 
 
 def show(manifest, out: Path, notes: list[str]) -> None:
@@ -98,7 +100,7 @@ def show(manifest, out: Path, notes: list[str]) -> None:
     for a in manifest.artefacts:
         lowered = sum(layer.downgraded for layer in a.layers)
         binary = sum(layer.realised != "float32" for layer in a.layers)
-        shape = "any size" if a.input is None else "x".join(map(str, a.input))
+        shape = "any size" if a.input is None else f"{'x'.join(map(str, a.input))}{', resizable' * a.resizable}"
         console.print(f"{out / a.file}: {a.bytes / 1024:,.1f} KiB, {a.layout}, {shape}, {binary} of {len(a.layers)} "
                       f"layers compressed{f', {lowered} lowered' if lowered else ''}, verified", soft_wrap=True)
     for text in notes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 
@@ -27,7 +26,7 @@ from irstd_edge.bundle import (
     write_manifest,
 )
 from irstd_edge.errors import UnsupportedError
-from irstd_edge.export.capture import Capture, capture
+from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture
 from irstd_edge.export.layers import describe_layers
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.specialize import Specialize
@@ -48,13 +47,14 @@ _SEED = 20250304
 
 @dataclass(frozen=True)
 class _File:
-    """One artefact in memory."""
+    """One artefact in memory; ``static_reason``: why it runs one size alone, "" where it runs any."""
 
     kind: str
     data: bytes
     layout: str
     input: tuple[int, int] | None
     layers: tuple[LayerPrecision, ...]
+    static_reason: str
 
 
 def export_bundle(
@@ -88,14 +88,27 @@ def export_bundle(
     inputs = make_test_inputs(input_size)
     outputs = reference_outputs(source.network, inputs)
     captured = capture(source.network, input_size)
-    for text in _notes(captured, input_size):
-        note(text)
-    files = _build(compress(captured.model), targets, input_size, captured.dynamic)
+    another = _another_size(source.network, input_size) if captured.dynamic else None
+    if isinstance(another, str):
+        captured, another = _fixed(source.network, input_size, another), None
+    files = _build(captured, targets, input_size, another and another.size, source.network)
     if strict:
         _refuse_downgrades(files)
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         manifest = _write(folder, source, files, input_size, inputs, outputs)
         _verify(folder)
+        faults = {} if another is None else _faults(folder, files, another)
+        if faults.keys() - {"tflite"}:
+            reason = "; ".join(fault for kind, fault in faults.items() if kind != "tflite")
+            captured = _fixed(source.network, input_size, f"at other sizes it differs from PyTorch ({reason})")
+            files = _build(captured, targets, input_size, None, source.network)
+            manifest = _write(folder, source, files, input_size, inputs, outputs)
+            _verify(folder)
+        elif faults:
+            files = [replace(f, static_reason=faults.get(f.kind, f.static_reason)) for f in files]
+            manifest = _write(folder, source, files, input_size, inputs, outputs)
+    for text in _notes(captured, files, input_size):
+        note(text)
     return manifest
 
 
@@ -163,29 +176,64 @@ def _check_size(network: torch.nn.Module, input_size: tuple[int, int]) -> None:
                          f"of {multiple}")
 
 
-def _notes(captured: Capture, input_size: tuple[int, int]):
-    if not captured.dynamic:
-        yield f"ONNX files have the fixed size {input_size[0]}x{input_size[1]}: {captured.static_reason}"
+@dataclass(frozen=True)
+class _AnotherSize:
+    """Inputs of a size other than the bundle's, and PyTorch's outputs for them."""
+
+    size: tuple[int, int]
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+def _another_size(network: torch.nn.Module, input_size: tuple[int, int]) -> _AnotherSize | str:
+    """A second, non-square size that the network runs at, small where there is a choice; or why there is none."""
+    multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
+    tiles = max(2, -(-64 // multiple)) | 1  # odd: halving shows
+    small = (multiple * tiles, multiple * (tiles + 1))
+    near = (input_size[0] + multiple, input_size[1] + 2 * multiple)
+    differs = all(a != b for a, b in zip(small, input_size, strict=True))
+    sizes = [small, near] if differs and small[0] * small[1] < near[0] * near[1] else [near]
+    reason = ""
+    for size in sizes:
+        inputs = make_test_inputs(size)
+        try:
+            return _AnotherSize(size, inputs, reference_outputs(network, inputs))
+        except UnsupportedError as e:
+            reason = f"the network does not run at {size[0]}x{size[1]} ({e})"
+    return reason
+
+
+def _fixed(network: torch.nn.Module, input_size: tuple[int, int], reason: str) -> Capture:
+    return replace(capture(network, input_size, dynamic=False), static_reason=reason)
+
+
+def _notes(captured: Capture, files: Sequence[_File], input_size: tuple[int, int]):
+    reasons = {f.static_reason: [g.kind for g in files if g.static_reason == f.static_reason] for f in files}
+    for reason, kinds in reasons.items():
+        if reason:
+            yield f"{', '.join(kinds)}: runs {input_size[0]}x{input_size[1]} images alone: {reason}"
     if captured.unused:
         yield f"left out, as the first output does not depend on them: {', '.join(captured.unused)}"
 
 
-def _build(model: ir.Model, targets, input_size, dynamic: bool) -> list[_File]:
-    size = None if dynamic else tuple(input_size)
+def _build(captured: Capture, targets, input_size, other_size, network: torch.nn.Module) -> list[_File]:
+    model, fixed = compress(captured.model), captured.static_reason
+    size = tuple(input_size) if fixed else None
     static = model.clone()
     Specialize(input_size)(static)
     files = []
     for kind in targets:
         if kind == "onnx":
-            files.append(_File(kind, to_onnx(model), "NCHW", size, describe_layers(model, static)))
+            files.append(_File(kind, to_onnx(model), "NCHW", size, describe_layers(model, static), fixed))
         elif kind == "portable":
             plain = lowered(model)
             layers = describe_layers(plain, static, PORTABLE_REASON)
-            files.append(_File(kind, to_onnx(plain), "NCHW", size, layers))
+            files.append(_File(kind, to_onnx(plain), "NCHW", size, layers, fixed))
         else:
-            written = to_tflite(model, input_size)
+            multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
+            written = to_tflite(model, input_size, other_size, multiple)
             layers = describe_layers(static, static, layer_bytes=written.layer_bytes)
-            files.append(_File(kind, written.data, "NHWC", tuple(input_size), layers))
+            files.append(_File(kind, written.data, "NHWC", tuple(input_size), layers, fixed or written.static_reason))
     return files
 
 
@@ -204,7 +252,7 @@ def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, outpu
         path = folder / FILES[file.kind]
         path.write_bytes(file.data)
         artefacts.append(Artefact(file.kind, path.name, sha256(path), len(file.data), file.layout, file.input,
-                                  file.layers))
+                                  file.layers, not file.static_reason))
     state = {k: v.detach().clone().contiguous() for k, v in source.network.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private
@@ -233,3 +281,23 @@ def _verify(folder: Path) -> None:
     from irstd_edge.runtimes.parity import check_vectors
 
     check_vectors(Bundle.open(folder))
+
+
+def _faults(folder: Path, files: Sequence[_File], another: _AnotherSize) -> dict[str, str]:
+    """Of the files that are said to run any size: what is wrong at another one, by kind, within the tolerances."""
+    from irstd_edge.runtimes.parity import ParitySummary, compare, is_compressed
+    from irstd_edge.runtimes.session import open_session
+
+    bundle, faults = Bundle.open(folder), {}
+    for kind in [f.kind for f in files if not f.static_reason]:
+        session, summary = open_session(bundle, kind), ParitySummary()
+        try:
+            for i, (image, expected) in enumerate(zip(another.inputs, another.outputs, strict=True)):
+                parity = compare(expected, session.run(image[None])[0], bundle.manifest.threshold)
+                summary.add(parity, f"test image {i} of {another.size[0]}x{another.size[1]}")
+            violations = summary.judge(kind, is_compressed(bundle, kind))
+        except Exception as e:  # the runtimes' errors have no common class
+            violations = [f"{kind} at {another.size[0]}x{another.size[1]}: {str(e).strip().splitlines()[0]}"]
+        if violations:
+            faults[kind] = "; ".join(violations)
+    return faults

@@ -21,8 +21,10 @@ from torch import nn
 
 from irstd_edge.bundle import Bundle, Preprocessing, sha256
 from irstd_edge.data import DATASETS, PAD_MULTIPLE
+from irstd_edge.errors import UnsupportedError
 from irstd_edge.metrics import THRESHOLD
 from irstd_edge.models.registry import get_model
+from irstd_edge.opspec import OpSpecError
 from irstd_edge.zoo import zoo_card, zoo_weights
 
 #: Keys under which training scripts keep the state_dict (BasicIRSTD, DNANet, MSHNet and others).
@@ -138,7 +140,7 @@ def load_network(
             checkpoint), else of the zoo's card.
         untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo.
 
-    Raises :class:`CheckpointError`, :class:`FactoryError`, :class:`~irstd_edge.models.registry.UnknownModelError`.
+    Raises :class:`CheckpointError`, and what :func:`build_network` raises.
     """
     if reference is None and model is None:
         raise FactoryError("name a network (irstd-edge models lists them) or give --model package.module:factory")
@@ -168,7 +170,8 @@ def load_network(
 def open_bundle_network(bundle: Bundle) -> nn.Module:
     """The PyTorch network of a bundle (training form, evaluation mode) with the bundle's own weights.
 
-    Raises :class:`CheckpointError`, :class:`FactoryError`, :class:`~irstd_edge.bundle.BundleError`.
+    Runs the code that the bundle's manifest names, see :func:`build_network`, whose errors it raises, besides
+    :class:`CheckpointError` and :class:`~irstd_edge.bundle.BundleError`.
     """
     network = build_network(bundle.manifest.factory)
     load_weights(network, read_checkpoint(bundle.weights()))
@@ -178,14 +181,20 @@ def open_bundle_network(bundle: Bundle) -> nn.Module:
 def build_network(factory: str) -> nn.Module:
     """Call a factory by registry name or ``package.module:factory``; random weights are those of seed 0.
 
-    The current directory is searched first. Factories of the standard library are refused: a bundle of a stranger
-    names its factory too. Raises :class:`FactoryError`, :class:`~irstd_edge.models.registry.UnknownModelError`.
+    ``package.module`` is imported, the current directory first, and the factory is called: both run whatever code is
+    there. Trust a bundle that names one, as every bundle may, like code. Names in the standard library are refused, as
+    no network is made there; that protects from nothing else.
+
+    Raises :class:`FactoryError`, :class:`~irstd_edge.models.registry.UnknownModelError`, and
+    :class:`~irstd_edge.errors.UnsupportedError` where a layer of the network breaks the operator specification.
     """
     make = _import_factory(factory) if ":" in factory else get_model(factory).factory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             network = make()
+        except OpSpecError as e:
+            raise UnsupportedError(f"{factory} has a layer that no operator here can run: {e}") from e
         except Exception as e:
             if ":" not in factory:
                 raise
@@ -209,6 +218,8 @@ def _import_factory(reference: str):
         if e.name is not None and (module_name == e.name or module_name.startswith(e.name + ".")):
             raise FactoryError(f"no module {module_name!r} in the current directory or on Python's path") from e
         raise FactoryError(f"importing {module_name} failed: {e}") from e
+    except OpSpecError as e:
+        raise UnsupportedError(f"{module_name} has a layer that no operator here can run: {e}") from e
     except Exception as e:
         raise FactoryError(f"importing {module_name} failed: {type(e).__name__}: {e}") from e
     finally:

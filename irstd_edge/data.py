@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 PAD_MULTIPLE = 32
 #: Evaluation protocols, the default first; see :func:`to_protocol`.
 PROTOCOLS = ("basicirstd", "resize256")
+#: What Pillow raises on files that are no image, damaged, or of absurd size.
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
@@ -71,7 +73,7 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("L"), dtype=np.float32)
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file") from e
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except _UNREADABLE as e:
         raise DataError(f"{path}: cannot be read as an image ({e}); expected {', '.join(IMAGE_SUFFIXES)}") from e
 
 
@@ -88,7 +90,7 @@ def read_mask(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as e:
+    except _UNREADABLE as e:
         raise DataError(f"{path}: cannot be read as a mask ({e})") from e
 
 
@@ -103,17 +105,12 @@ def pad_to_multiple(image: np.ndarray, multiple: int = PAD_MULTIPLE) -> np.ndarr
     return np.pad(image, pads)
 
 
-def list_images(path: Path) -> list[Path]:
-    """The images of a folder (not recursive, sorted), or the one image. Raises :class:`DataError` where none is."""
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not found:
-        raise DataError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return found
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of ``256`` (both) or ``256x320``. Raises :class:`DataError`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise DataError(f"size {text!r}: give one number, or height and width as 256x320")
+    return int(parts[0]), int(parts[-1])
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,7 @@ def _image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             image.verify()
             return height, width
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+    except _UNREADABLE as e:
         raise DataError(f"{path}: cannot be read as an image ({e})") from e
 
 

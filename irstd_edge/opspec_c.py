@@ -74,4 +74,6 @@ def header() -> str:
 
 
 if __name__ == "__main__":
-    HEADER.write_text(header(), encoding="utf-8")
+    from irstd_edge.files import write_text
+
+    write_text(HEADER, header())

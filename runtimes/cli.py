@@ -42,8 +42,9 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
     """
     from irstd_edge.bundle import Bundle
     from irstd_edge.data import Dataset
+    from irstd_edge.files import check_writable
     from irstd_edge.runtimes import parity
-    from irstd_edge.runtimes.video import check_writable, count_frames, list_inputs, read_all
+    from irstd_edge.runtimes.video import count_frames, list_inputs, read_all
 
     _both(dataset, root)
     if json_file:
@@ -83,8 +84,9 @@ def evaluate(network, dataset, root, split, protocol, clips, every, artefact, ch
              std, threshold, threads, json_file):
     """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
     from irstd_edge.data import Dataset
+    from irstd_edge.files import check_writable
     from irstd_edge.runtimes import accuracy
-    from irstd_edge.runtimes.video import check_writable, count_frames
+    from irstd_edge.runtimes.video import count_frames
 
     _both(dataset, root)
     if not dataset and not clips:
@@ -135,9 +137,10 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
 
     from irstd_edge.bundle import Bundle
     from irstd_edge.data import DataError
+    from irstd_edge.files import check_writable
     from irstd_edge.runtimes import detection
     from irstd_edge.runtimes.session import open_session
-    from irstd_edge.runtimes.video import check_writable, count_frames, list_inputs, read_frames
+    from irstd_edge.runtimes.video import count_frames, list_inputs, read_frames
 
     files = list_inputs(source)
     if out is not None:
@@ -302,7 +305,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _save_picture(picture, path: Path) -> None:
-    from irstd_edge.runtimes.video import replacing
+    from irstd_edge.files import replacing
 
     with replacing(path) as temporary:
         picture.save(temporary, **({"optimize": True} if path.suffix.lower() == ".png" else {"quality": 90}))
@@ -311,16 +314,15 @@ def _save_picture(picture, path: Path) -> None:
 def _write_json(path: Path, value: dict) -> None:
     import json
 
-    from irstd_edge.runtimes.video import replacing
+    from irstd_edge.files import write_text
 
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _write_csv(path: Path, fields: tuple[str, ...], rows: list[dict]) -> None:
     import csv
 
-    from irstd_edge.runtimes.video import replacing
+    from irstd_edge.files import replacing
 
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")

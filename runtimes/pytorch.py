@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from irstd_edge.bundle import Bundle
 from irstd_edge.checkpoints import open_bundle_network
+from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.nn.inference import freeze
 from irstd_edge.runtimes.session import Session
 
@@ -33,11 +34,22 @@ class TorchSession(Session):
             with torch.inference_mode():
                 # Of several outputs (deep supervision) the first, as export keeps it.
                 return tree_leaves(self._network(x))[0]
+        except (UnsupportedError, MissingError):
+            raise
+        except Exception as e:  # whatever a user's network raises
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise UnsupportedError(f"the network does not run on an input {list(x.shape)}: {reason}; networks here "
+                                   "take one grey channel: wrap it, or use images of another size") from e
         finally:
             torch.set_flush_denormal(False)
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        return self._call(torch.from_numpy(np.ascontiguousarray(x, np.float32))).numpy()
+        y = self._call(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
+        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+            got = list(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+            raise UnsupportedError(f"the network returns {got} for an input {list(x.shape)}; return one probability "
+                                   "map of the input's size, first where there are several")
+        return y.float().numpy()
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         held = torch.from_numpy(np.array(x, np.float32, order="C"))

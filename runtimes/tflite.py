@@ -34,13 +34,15 @@ def interpreter_module():
 class TfliteSession(Session):
     """One .tflite file; the delegate is loaded only where the file has an operator of ours.
 
-    The file is written for one image size; for another its resizes are rewritten and the input is resized.
+    The file is written for one image size. Where the export found it ``resizable``, another one is run by rewriting
+    the sizes inside it and resizing the input.
     """
 
-    def __init__(self, artefact: str, path: Path, threads: int):
+    def __init__(self, artefact: str, path: Path, threads: int, *, resizable: bool):
         module, self.runtime = interpreter_module()
         self.artefact = artefact
         self._path = path
+        self._resizable = resizable
         model = path.read_bytes()
         delegates = []
         if any(operator.tflite_name.encode() in model for operator in OPERATORS.values()):
@@ -68,24 +70,29 @@ class TfliteSession(Session):
         count, channels, height, width = x.shape
         if channels != 1:
             raise ValueError(f"images must have 1 channel, got {channels}")
+        if count != self._written[0]:
+            raise ValueError(f"images must come one by one, got {count}")
         shape = (count, height, width, 1)
+        _, h, w, _ = self._written
         if shape != self._shape:
+            refusal = f"{self._path}: written for {h}x{w} images, cannot run {height}x{width}"
+            if not self._resizable:
+                raise UnsupportedError(f"{refusal}: its sizes are fixed; export again with --input-size "
+                                       f"{height}x{width}")
             self._shape = None
             try:
-                self._interpreter = self._open(at_size(self._model, self._written[1:3], (height, width)))
+                self._interpreter = self._open(at_size(self._model, (h, w), (height, width)))
                 self._interpreter.resize_tensor_input(self._input, shape)
                 self._interpreter.allocate_tensors()
             except (RuntimeError, ValueError) as e:
-                _, h, w, _ = self._written
-                raise UnsupportedError(
-                    f"{self._path}: written for {h}x{w} images, cannot run {height}x{width} ({e}); "
-                    "export again for that size"
-                ) from e
+                raise UnsupportedError(f"{refusal} ({e}); export again with --input-size {height}x{width}") from e
             self._shape = shape
         # One channel: NCHW and NHWC are the same bytes.
         self._interpreter.set_tensor(self._input, np.ascontiguousarray(x, np.float32).reshape(shape))
 
     def run(self, x: np.ndarray) -> np.ndarray:
+        if len(x) > 1:
+            return np.concatenate([self.run(image[None]) for image in x])
         self._load(x)
         self._interpreter.invoke()
         y = self._interpreter.get_tensor(self._output)
@@ -96,13 +103,16 @@ class TfliteSession(Session):
         return self._interpreter.invoke
 
 
-#: Builtin code -> which input holds height and width of an image as constants, and where in it they stand:
-#: RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR ([H, W]) and SLICE ([N, H, W, C]).
-_SIZES = {23: (1, 0), 97: (1, 0), 65: (2, 1)}
+#: End of the name of a constant tensor that holds a part of the image size: int32 [H, W] or [N, H, W, C].
+IMAGE_SIZE = ":image_size"
 
 
 def at_size(model: bytes, written: tuple[int, int], wanted: tuple[int, int]) -> bytes:
-    """The file with the image sizes in its constants scaled from ``written`` to ``wanted`` (H, W)."""
+    """The file with its constants of the name :data:`IMAGE_SIZE` scaled from ``written`` to ``wanted`` (H, W).
+
+    The writer gives that name to constants that are a fixed part of the image size, each with a buffer of its own.
+    Raises :class:`ValueError` where ``wanted`` has no such part.
+    """
     from flatbuffers import encode, number_types
     from flatbuffers.table import Table
 
@@ -113,28 +123,26 @@ def at_size(model: bytes, written: tuple[int, int], wanted: tuple[int, int]) -> 
         start = parent.Vector(offset) if offset else 0
         return [Table(data, parent.Indirect(start + 4 * i)) for i in range(parent.VectorLen(offset) if offset else 0)]
 
-    def scalar(table: Table, slot: int, kind) -> int:
-        return table.GetSlot(4 + 2 * slot, 0, kind)
-
-    def integer(table: Table, slot: int, index: int) -> int:
-        start = table.Vector(table.Offset(4 + 2 * slot))
-        return encode.Get(number_types.Int32Flags.packer_type, data, start + 4 * index)
+    def name(tensor: Table) -> bytes:
+        offset = tensor.Offset(4 + 2 * 3)
+        return tensor.String(tensor.Pos + offset) if offset else b""
 
     root = Table(data, encode.Get(number_types.UOffsetTFlags.packer_type, data, 0))
-    codes = [max(scalar(c, 0, number_types.Int8Flags), scalar(c, 3, number_types.Int32Flags)) for c in tables(root, 1)]
-    buffers, sizes = tables(root, 4), set()
+    buffers = tables(root, 4)
     for graph in tables(root, 2):
-        tensors = tables(graph, 0)
-        for operator in tables(graph, 3):
-            place = _SIZES.get(codes[scalar(operator, 0, number_types.Uint32Flags)])
-            if place:
-                sizes.add((scalar(tensors[integer(operator, 1, place[0])], 2, number_types.Uint32Flags), place[1]))
-    for index, first in sizes:
-        size = np.frombuffer(data, "<i4", 2, buffers[index].Vector(buffers[index].Offset(4)) + 4 * first)
-        size[:] = size * wanted // written
+        for tensor in tables(graph, 0):
+            if name(tensor).endswith(IMAGE_SIZE.encode()):
+                buffer = buffers[tensor.GetSlot(4 + 2 * 2, 0, number_types.Uint32Flags)]
+                content = buffer.Offset(4)
+                first = 1 if buffer.VectorLen(content) == 16 else 0
+                size = np.frombuffer(data, "<i4", 2, buffer.Vector(content) + 4 * first)
+                if np.any(size.astype(np.int64) * wanted % written):
+                    raise ValueError("height and width must be multiples of the network's")
+                size[:] = size.astype(np.int64) * wanted // written
     return bytes(data)
 
 
 def open_session(bundle: Bundle, threads: int = 1) -> Session:
     """The ``tflite`` artefact. Raises as :func:`irstd_edge.runtimes.session.open_session` does."""
-    return TfliteSession("tflite", bundle.artefact("tflite")[1], threads)
+    entry, path = bundle.artefact("tflite")
+    return TfliteSession("tflite", path, threads, resizable=entry.resizable)

@@ -1,11 +1,10 @@
-"""Frames in, pictures out: images, folders and videos as one stream of grey frames, and files that appear whole.
+"""Frames in, pictures out: images, folders and videos as one stream of grey frames, and videos written.
 
 Videos are read and written through imageio-ffmpeg (extra ``video``), which brings its own ffmpeg.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from irstd_edge.data import IMAGE_SUFFIXES, DataError, read_image, scale_16bit
 from irstd_edge.errors import MissingError
+from irstd_edge.files import replacing
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif")
 
@@ -142,40 +142,6 @@ def _decode(data: bytes, info: VideoInfo) -> np.ndarray:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes ``path`` when the block ends without an error.
-
-    Makes the folder; leaves nothing half-written. Raises :class:`DataError` where it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror or e}); name another place") from e
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
-
-
-def check_writable(path: Path) -> None:
-    """Fail before a long run, not after it: raises :class:`DataError` where ``path`` could not be written.
-
-    Makes nothing.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; name a file")
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if not folder.is_dir():
-        raise DataError(f"{path}: cannot be written ({folder} is a file); name another place")
-    if not os.access(folder, os.W_OK):
-        raise DataError(f"{path}: cannot be written (no permission for {folder}); name another place")
-
-
-@contextmanager
 def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Write an H.264 MP4: yields a call that adds one uint8 ``[H, W, 3]`` frame (odd sizes lose a row or column).
 
@@ -194,7 +160,11 @@ def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
                     ffmpeg_log_level="error", quality=None, output_params=["-crf", "18", "-preset", "veryfast"],
                 )
                 stream.send(None)
-            stream.send(np.ascontiguousarray(frame[:height, :width]))
+            try:
+                stream.send(np.ascontiguousarray(frame[:height, :width]))
+            except OSError as e:  # ffmpeg has stopped; its own words are the last line
+                reason = (str(e).strip().splitlines() or ["ffmpeg stopped"])[-1].strip()
+                raise DataError(f"{path}: cannot be written ({reason}); name another place") from e
 
         try:
             yield write

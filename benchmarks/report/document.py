@@ -8,7 +8,7 @@ from pathlib import Path
 
 from irstd_edge.benchmarks.errors import BenchmarkError
 from irstd_edge.errors import MissingError
-from irstd_edge.runtimes.video import replacing
+from irstd_edge.files import write_text
 
 SCHEMA_VERSION = 1
 
@@ -47,7 +47,10 @@ def read(path: Path) -> dict:
 
 
 def write(report: dict, path: Path) -> None:
-    """Validate and write a report, whole or not at all. Raises :class:`BenchmarkError`."""
+    """Validate and write a report, whole or not at all, its folder made.
+
+    Raises :class:`BenchmarkError`, :class:`~irstd_edge.data.DataError`.
+    """
     validate(report)
     write_text(path, encode(report))
 
@@ -73,9 +76,3 @@ def encode(report: dict) -> str:
             token = line[start:].rstrip(",")
             lines[i] = line[:start] + tokens.get(token, token) + line[start + len(token) :]
     return "\n".join(lines) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, its folder made. Raises :class:`~irstd_edge.data.DataError`."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)

@@ -25,8 +25,8 @@ class FoldActivation(ir.passes.InPlacePass):
     """PRelu, LeakyRelu, Relu, Clip and RPReLU (shift, PRelu, shift) after a binary node become its activation. Exact.
 
     Requires: constants are initializers; BatchNormalization is folded. Ensures: no binary node without an activation
-    and without rounding has one of these operators as its only use. After a residual the activation is marked
-    ``activation_first = 0``.
+    and without rounding has one of these operators as its only use. The activation is marked
+    ``activation_first = 0`` after a residual, and 1 without one.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -39,8 +39,7 @@ class FoldActivation(ir.passes.InPlacePass):
 
 def _mark(node: ir.Node, activation: Activation) -> None:
     set_attribute(node, "activation", int(activation))
-    if spec_of(node).residual != Residual.NONE:
-        set_attribute(node, "activation_first", 0)
+    set_attribute(node, "activation_first", int(spec_of(node).residual == Residual.NONE))
 
 
 def _accepts(node: ir.Node) -> bool:

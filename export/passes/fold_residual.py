@@ -39,9 +39,14 @@ def _fold(node: ir.Node) -> bool:
     node.resize_inputs(RESIDUAL + 1)
     node.replace_input_with(RESIDUAL, other)
     set_attribute(node, "residual", int(Residual.ADD))
+    # The node's own activation, if it has one, came before the sum; without a residual the attribute means nothing.
+    set_attribute(node, "activation_first", 1)
     absorb(node, follower)
     return True
 
 
 def _same_shape(a: ir.Value, b: ir.Value) -> bool:
-    return a.shape is not None and b.shape is not None and len(a.shape) == 4 and tuple(a.shape) == tuple(b.shape)
+    if a.shape is None or b.shape is None or len(a.shape) != 4 or tuple(a.shape) != tuple(b.shape):
+        return False
+    # Two unknown sizes compare equal.
+    return all(isinstance(size, int) or size.value is not None for size in a.shape)

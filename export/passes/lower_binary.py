@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from irstd_edge.export.passes.graph import (
     ACTIVATION,
@@ -21,7 +22,8 @@ from irstd_edge.export.passes.graph import (
     operand,
     spec_of,
 )
-from irstd_edge.opspec import WORD_BITS, Activation, BinaryConv2dSpec, Residual
+from irstd_edge.nn.functional import unpack_bits
+from irstd_edge.opspec import Activation, BinaryConv2dSpec, Residual
 
 INT16_MIN, INT16_MAX = -32768.0, 32767.0
 
@@ -44,13 +46,6 @@ class LowerBinary(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         if binary_nodes(model):
             raise ir.passes.PostconditionError("an irstd node is left")
-
-
-def unpack(words: np.ndarray, channels: int) -> np.ndarray:
-    """int32 ``[OC, KH, KW, words]`` to float32 ±1 ``[OC, channels, KH, KW]``."""
-    bits = (words.view(np.uint32)[..., None] >> np.arange(WORD_BITS, dtype=np.uint32)) & 1
-    bits = bits.reshape(*words.shape[:-1], -1)[..., :channels]
-    return np.ascontiguousarray((bits.astype(np.float32) * 2 - 1).transpose(0, 3, 1, 2))
 
 
 def exact_in_any_order(spec: BinaryConv2dSpec, scale: np.ndarray, bias: np.ndarray) -> bool:
@@ -119,7 +114,8 @@ class _Lowering:
     def convolve(self, b: ir.Value) -> ir.Value:
         s = self.spec
         pads = [0, 0, 0, 0] if s.pad_value else [s.pad_top, s.pad_left, s.pad_bottom, s.pad_right]
-        weight = self.const("weight", unpack(constant(self.node.inputs[WEIGHT]), s.in_channels // s.groups))
+        words = torch.from_numpy(np.array(constant(self.node.inputs[WEIGHT])))
+        weight = self.const("weight", unpack_bits(words, s.in_channels // s.groups).numpy())
         v = self.emit(
             "Conv", [b, weight], kernel_shape=[s.kernel_h, s.kernel_w], strides=[s.stride_h, s.stride_w],
             dilations=[s.dilation_h, s.dilation_w], group=s.groups, pads=pads,

@@ -12,6 +12,7 @@ from flatbuffers import flexbuffers
 
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.export.passes.graph import LAYER, constant
+from irstd_edge.runtimes.tflite import IMAGE_SIZE
 
 _TYPES = {
     np.dtype(np.float32): tfl.TensorType.FLOAT32,
@@ -72,6 +73,7 @@ class TfliteGraph:
         self._constants: dict[tuple, int] = {}
         self._buffer_of: dict[bytes, int] = {}
         self._sizes: dict[int, int] = {}
+        self._size_constants: set[int] = set()
         self._layer = ""
 
     # tensors
@@ -106,15 +108,27 @@ class TfliteGraph:
         key = (array.dtype.str, array.shape, data)
         if key not in self._constants:
             if data not in self._buffer_of:
-                buffer = _AlignedBuffer()
-                buffer.data = data
-                self._buffer_of[data] = len(self.buffers)
-                self.buffers.append(buffer)
-            index = self._add_tensor(f"c{len(self.tensors)}", array.shape, _TYPES[array.dtype])
-            self.tensors[index].buffer = self._buffer_of[data]
-            self._constants[key] = index
-            self._sizes[index] = len(data)
+                self._buffer_of[data] = self._add_buffer(data)
+            self._constants[key] = self._add_constant(array, self._buffer_of[data])
         return self._constants[key]
+
+    def size_constant(self, array: np.ndarray) -> int:
+        """An int32 ``[H, W]`` or ``[N, H, W, C]`` that may follow the image size: a tensor and buffer of its own."""
+        index = self._add_constant(array, self._add_buffer(array.tobytes()))
+        self._size_constants.add(index)
+        return index
+
+    def _add_buffer(self, data: bytes) -> int:
+        buffer = _AlignedBuffer()
+        buffer.data = data
+        self.buffers.append(buffer)
+        return len(self.buffers) - 1
+
+    def _add_constant(self, array: np.ndarray, buffer: int) -> int:
+        index = self._add_tensor(f"c{len(self.tensors)}", array.shape, _TYPES[array.dtype])
+        self.tensors[index].buffer = buffer
+        self._sizes[index] = array.nbytes
+        return index
 
     def _add_tensor(self, name: str, shape: Sequence[int], kind: int) -> int:
         tensor = tfl.TensorT()
@@ -166,6 +180,50 @@ class TfliteGraph:
         self.versions[index] = max(version, self.versions.get(index, 1))
         return index
 
+    # image size
+
+    def mark_image_sizes(self, other: TfliteGraph, size: tuple[int, int], other_size: tuple[int, int],
+                         multiple: int) -> str:
+        """Mark the constants that follow the image size, given the same network written for ``other_size``.
+
+        Returns the reason why rewriting them does not make this file into the other, or "" where it does. Then each of
+        them is a whole number times ``image size / multiple``, every map grows by a whole number with each step of
+        ``multiple``, and nothing else differs: so it is for the other multiples too. Both sizes of the images differ.
+        """
+        if len(self.tensors) != len(other.tensors) or self._operator_keys() != other._operator_keys():
+            return "another image size needs other operators"
+        marked: set[int] = set()
+        for operator, twin in zip(self.operators, other.operators, strict=True):
+            name = self._name(operator)
+            if _options(operator) != _options(twin):
+                return f"the options of {name} depend on the image size"
+            for i in (*operator.inputs, *operator.outputs):
+                if i < 0:
+                    continue
+                tensor, counterpart = self.tensors[i], other.tensors[i]
+                data, wanted = (g.buffers[t.buffer].data for g, t in ((self, tensor), (other, counterpart)))
+                if data is None or wanted is None:
+                    if data is not wanted or not _follows(tensor.shape, counterpart.shape, size, other_size, multiple):
+                        return f"a map of {name} does not grow evenly with the image size"
+                elif data != wanted or tuple(tensor.shape) != tuple(counterpart.shape):
+                    if i not in self._size_constants:
+                        return f"a constant of {name} depends on the image size"
+                    values, others = (np.frombuffer(d, np.int32) for d in (data, wanted))
+                    if not _scales(values, others, size, other_size, multiple):
+                        return f"a size of {name} is no fixed part of the image size"
+                    marked.add(int(i))
+        for i in marked:
+            self.tensors[i].name += IMAGE_SIZE
+        return ""
+
+    def _operator_keys(self) -> list:
+        codes = {index: key for key, index in self.codes.items()}
+        return [(codes[o.opcodeIndex], tuple(o.inputs), tuple(o.outputs)) for o in self.operators]
+
+    def _name(self, operator: tfl.OperatorT) -> str:
+        builtin, custom = next(key for key, index in self.codes.items() if index == operator.opcodeIndex)
+        return custom or next(n for n, v in vars(tfl.BuiltinOperator).items() if v == builtin)
+
     # file
 
     def serialize(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> bytes:
@@ -190,6 +248,32 @@ class TfliteGraph:
         code.deprecatedBuiltinCode = min(key[0], _BUILTIN_LIMIT)
         code.version = self.versions[index]
         return code
+
+
+def _options(operator: tfl.OperatorT) -> dict:
+    """Every option of an operator, comparable."""
+    options = {} if operator.builtinOptions is None else vars(operator.builtinOptions)
+    custom = operator.customOptions
+    return {k: np.asarray(v).tolist() for k, v in options.items()} | {"": None if custom is None else bytes(custom)}
+
+
+def _scales(values, others, size, other_size, multiple: int) -> bool:
+    """Whether height and width in ``[H, W]`` or ``[N, H, W, C]`` are fixed parts of the image's."""
+    first = len(values) // 4
+    ends = [i for i in range(len(values)) if not first <= i < first + 2]
+    return len(values) == len(others) and all(values[i] == others[i] for i in ends) and all(
+        int(a) * new == int(b) * old and int(a) * multiple % old == 0
+        for a, b, old, new in zip(values[first:], others[first:], size, other_size, strict=False))
+
+
+def _follows(shape, other, size, other_size, multiple: int) -> bool:
+    """Whether a map has the same size for both images, or grows by a whole number with each step of ``multiple``."""
+    if tuple(shape) == tuple(other):
+        return True
+    if len(shape) != 4 or len(other) != 4 or shape[0] != other[0] or shape[3] != other[3]:
+        return False
+    return all(int(b - a) * multiple % (new - old) == 0
+               for a, b, old, new in zip(shape[1:3], other[1:3], size, other_size, strict=True))
 
 
 def flex_map(options: dict[str, int | float]) -> bytearray:

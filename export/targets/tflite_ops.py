@@ -108,7 +108,7 @@ def _pad_op(graph: TfliteGraph, x: int, pads, value: float, out: int) -> int:
 
 def _slice(graph: TfliteGraph, x: int, begin, size, out: int | None = None) -> int:
     out = graph.temporary(size, like=x) if out is None else out
-    inputs = [x, graph.constant(_ints(begin)), graph.constant(_ints(size))]
+    inputs = [x, graph.constant(_ints(begin)), graph.size_constant(_ints(size))]
     return graph.op("SLICE", inputs, out, option_type="SliceOptions")
 
 
@@ -284,7 +284,7 @@ def _resize(graph: TfliteGraph, node: ir.Node) -> None:
         _require(rounding == "round_prefer_ceil", node, f"rounds by {rounding}; use 'nearest' or 'nearest-exact'")
     _require(place in known, node, f"places pixels by {place!r}; supported: {', '.join(known)}")
     corners, half = known[place]
-    x, size = graph.tensor(node.inputs[0]), graph.constant(_ints(result[2:]))
+    x, size = graph.tensor(node.inputs[0]), graph.size_constant(_ints(result[2:]))
     graph.op(name, [x, size], graph.tensor(node.outputs[0]), {"alignCorners": corners, "halfPixelCenters": half}, 3,
              kind)
 
@@ -383,6 +383,12 @@ def _prelu(graph: TfliteGraph, node: ir.Node) -> None:
 def _leaky_relu(graph: TfliteGraph, node: ir.Node) -> None:
     graph.op("LEAKY_RELU", [graph.tensor(node.inputs[0])], graph.tensor(node.outputs[0]),
              {"alpha": attributes(node).get("alpha", 0.01)}, option_type="LeakyReluOptions")
+
+
+def _elu(graph: TfliteGraph, node: ir.Node) -> None:
+    alpha = attributes(node).get("alpha", 1.0)
+    _require(alpha == 1, node, f"has alpha {alpha:g}; TFLite's ELU has 1")
+    graph.op("ELU", [graph.tensor(node.inputs[0])], graph.tensor(node.outputs[0]))
 
 
 def _hard_sigmoid(graph: TfliteGraph, node: ir.Node) -> None:
@@ -561,8 +567,11 @@ def _gemm(graph: TfliteGraph, node: ir.Node) -> None:
     plain = not attrs.get("transA", 0) and attrs.get("alpha", 1.0) == 1 and attrs.get("beta", 1.0) == 1
     _require(plain, node, "is scaled or transposed")
     weight = weight if attrs.get("transB", 0) else weight.T
-    bias = constant(operand(node, 2))
-    bias = np.zeros(weight.shape[0], np.float32) if bias is None else np.broadcast_to(bias, weight.shape[:1])
+    given, outputs = operand(node, 2), weight.shape[0]
+    bias = np.zeros(1, np.float32) if given is None else constant(given)
+    _require(bias is not None and (bias.size == 1 or bias.shape in ((outputs,), (1, outputs))), node,
+             "has a bias that is computed, or one per row; TFLite has one per output")
+    bias = np.broadcast_to(bias.reshape(-1), (outputs,))
     inputs = [graph.tensor(node.inputs[0]), graph.constant(weight), graph.constant(bias)]
     graph.op("FULLY_CONNECTED", inputs, graph.tensor(node.outputs[0]), option_type="FullyConnectedOptions")
 
@@ -630,7 +639,7 @@ WRITERS: dict[str, Callable[[TfliteGraph, ir.Node], None]] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary("HARD_SWISH", "HardSwishOptions"),
     "Tanh": _unary("TANH"),
-    "Elu": _unary("ELU"),
+    "Elu": _elu,
     "Exp": _unary("EXP", "ExpOptions"),
     "Log": _unary("LOG"),
     "Sqrt": _unary("SQRT"),

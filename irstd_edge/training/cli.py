@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from irstd_edge.data import DATASETS, DataError, check_dataset
+from irstd_edge.files import check_writable, write_text
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
@@ -21,6 +21,8 @@ _OPERATIONS = ("macs", "bops", "ops")
 @click.command(help="List the networks: size, operations at 256 x 256, measured accuracy.")
 @click.option("--json", "json_file", type=_PATH, help="Write the list to this file too.")
 def models(json_file: Path | None) -> None:
+    if json_file:
+        check_writable(json_file)
     entries = describe_models()
     table = Table(title="Networks at 256 x 256")
     table.add_column("network", no_wrap=True)
@@ -38,7 +40,7 @@ def models(json_file: Path | None) -> None:
                   f"Fa {m['fa'] * 1e6:.2f}e-6" for name, m in e["metrics"].items()] or ["  no trained weights here"]
     console.print("\n".join(notes), highlight=False, soft_wrap=True)
     if json_file:
-        _write(json_file, json.dumps(entries, indent=2) + "\n")
+        write_text(json_file, json.dumps(entries, indent=2) + "\n")
 
 
 def describe_models() -> list[dict]:
@@ -161,12 +163,3 @@ def _short(count: float) -> str:
         if count >= limit:
             return f"{count / limit:.3g}{unit}"
     return f"{count:.0f}"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as e:
-        raise click.ClickException(f"{path}: cannot be written ({e.strerror})") from e

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from irstd_edge.errors import MissingError
+from irstd_edge.files import replacing
 from irstd_edge.training.loop import read_curve
 
 
@@ -20,7 +20,7 @@ def require_matplotlib() -> None:
 def plot_curves(csv_file: Path, png_file: Path) -> None:
     """Draw loss, and IoU, nIoU and Pd of the held-out images, over the epochs; written whole or not at all.
 
-    Raises :class:`~irstd_edge.errors.MissingError`.
+    Raises :class:`~irstd_edge.errors.MissingError`, :class:`~irstd_edge.data.DataError`.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -38,6 +38,5 @@ def plot_curves(csv_file: Path, png_file: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.margins(x=0)
-    temporary = png_file.with_suffix(".part")
-    figure.savefig(temporary, format="png", dpi=100)
-    os.replace(temporary, png_file)
+    with replacing(png_file) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

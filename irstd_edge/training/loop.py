@@ -20,6 +20,7 @@ from torch import nn
 
 from irstd_edge.checkpoints import load_weights
 from irstd_edge.data import PROTOCOLS, Dataset, Normalisation, Sample, normalise, random_crop
+from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
 from irstd_edge.models.registry import get_model
 from irstd_edge.nn.binary import BinaryConv2d
@@ -153,11 +154,12 @@ def train(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if first == 0:
-            _write_json(out / "recipe.json", recipe.as_dict() | {
+            record = recipe.as_dict() | {
                 "normalisation": normalisation.__dict__, "held_out": held, "images": len(samples),
                 "initial": initial is not None,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(device),
-            })
+            }
+            write_text(out / "recipe.json", json.dumps(record, indent=2) + "\n")
     except OSError as e:
         raise TrainingError(f"{out}: cannot be written ({e.strerror})") from e
     # Epochs after the last saved state are trained again.
@@ -252,21 +254,13 @@ def _load_state(path: Path, device: str) -> dict:
 def _save_weights(network: nn.Module, path: Path) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()
                if not k.endswith("num_batches_tracked")}
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def _save(path: Path, state: dict) -> None:
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:
@@ -278,9 +272,7 @@ def read_curve(path: Path) -> list[dict[str, str]]:
 
 
 def _write_curve(path: Path, rows: list[dict]) -> None:
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, CURVE_FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)

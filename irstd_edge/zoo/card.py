@@ -9,7 +9,6 @@ file and says nothing that is not in it; ``--render NAME`` writes it again from 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import load_network
 from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS, PROTOCOLS, Dataset
+from irstd_edge.files import replacing, write_text
 from irstd_edge.models.registry import get_model
 from irstd_edge.training.loop import TrainingError, describe_machine, evaluate_network, read_curve
 from irstd_edge.training.recipe import parse_datasets
@@ -163,13 +163,12 @@ def publish(card: dict, weights: Path, folder: Path = ZOO) -> list[Path]:
     paths = [folder / f"{card['name']}{suffix}" for suffix in (".safetensors", ".json", ".md")]
     contents = (None, json.dumps(card, indent=2) + "\n", render(card))
     for path, text in zip(paths, contents, strict=True):
-        temporary = path.with_name(path.name + ".part")
-        if text is None:
+        if text is not None:
+            write_text(path, text)
+            continue
+        with replacing(path) as temporary:
             shutil.copyfile(weights, temporary)
             temporary.chmod(0o644)
-        else:
-            temporary.write_text(text)
-        os.replace(temporary, path)
     return paths
 
 
@@ -205,7 +204,7 @@ def _date(path: Path) -> str:
 def main(run, name, root, which, datasets, protocol, note, out, render_name) -> None:
     if render_name:
         card = json.loads((out / f"{render_name}.json").read_text())
-        (out / f"{render_name}.md").write_text(render(card))
+        write_text(out / f"{render_name}.md", render(card))
         return
     if not (run and name and root):
         raise click.UsageError("RUN_DIR, --name and --root are needed")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -24,12 +25,29 @@ def run(*arguments):
     return main([str(a) for a in arguments])
 
 
-def export(folder, network, *options):
+def need_native_libraries():
+    """`make test` builds them: without them the main job is broken, unless the variable says that it is meant."""
     try:
         for runtime in library.LIBRARIES:
             library.find(runtime)
     except MissingError as e:
-        pytest.skip(f"native libraries are not built: {e}")
+        if os.environ.get("IRSTD_ALLOW_NO_NATIVE") == "1":
+            pytest.skip(f"native libraries are not built: {e}")
+        pytest.fail(f"native libraries are not built: {e} (IRSTD_ALLOW_NO_NATIVE=1 skips what needs them)")
+
+
+def test_missing_libraries_are_no_reason_to_skip(monkeypatch, tmp_path):
+    monkeypatch.setenv(library.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.delenv("IRSTD_ALLOW_NO_NATIVE", raising=False)
+    with pytest.raises(pytest.fail.Exception, match="IRSTD_ALLOW_NO_NATIVE=1"):
+        need_native_libraries()
+    monkeypatch.setenv("IRSTD_ALLOW_NO_NATIVE", "1")
+    with pytest.raises(pytest.skip.Exception):
+        need_native_libraries()
+
+
+def export(folder, network, *options):
+    need_native_libraries()
     assert run("export", network, "--out", folder, *options) == errors.OK
     return folder
 
@@ -102,6 +120,20 @@ def test_changed_weights_are_caught_and_named(bundle, tmp_path, capsys, kind):
     others = [k for k in ARTEFACTS if k != kind]
     assert not any(f"{k}: " in err for k in others)
     assert run("verify", copy, *(a for k in others for a in ("--artefact", k))) == errors.OK
+
+
+def test_only_the_pytorch_side_imports_what_a_bundle_names(bundle, frames, tmp_path, monkeypatch, capsys):
+    """As docs/verify.md says: a bundle whose PyTorch side is opened must be trusted like code."""
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"factory": "planted_in_the_folder:make"}))
+    (tmp_path / "planted_in_the_folder.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    for kind in ARTEFACTS:
+        assert run("detect", copy, frames / "odd.png", "--artefact", kind) == errors.OK
+    assert not (tmp_path / "ran").exists()
+    assert run("detect", copy, frames / "odd.png", "--artefact", "torch") == errors.USAGE
+    assert (tmp_path / "ran").exists() and "has no 'make'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -53,3 +53,9 @@ def test_a_second_activation_or_one_after_rounding_is_left():
     for attributes in ({"activation": 2, "clamp_max": 1.0}, {"fraction_bits": 4}):
         g = Graph(6)
         assert not FoldActivation()(g.model(g.op("Relu", g.binary(g.x, 6, 6, **attributes)))).modified
+
+
+def test_an_activation_first_of_0_that_meant_nothing_becomes_1():
+    g = Graph(6)
+    model = g.model(g.op("Relu", g.binary(g.x, 6, 6, activation_first=0)))
+    assert FoldActivation()(model).modified and spec_of(model.graph[0]).activation_first == 1

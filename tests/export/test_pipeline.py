@@ -5,7 +5,9 @@ import os
 import textwrap
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
 
 from irstd_edge import cli
 from irstd_edge.bundle import Bundle, Preprocessing
@@ -56,8 +58,8 @@ def float_network(project):
 @pytest.fixture
 def source(biisnet, biisnet_capture, monkeypatch):
     """The BiisNet to export, captured once for all tests."""
-    copy = pipeline.Capture(biisnet_capture.model.clone(), "")
-    monkeypatch.setattr(pipeline, "capture", lambda network, size: copy)
+    copy = biisnet_capture.model
+    monkeypatch.setattr(pipeline, "capture", lambda network, size: pipeline.Capture(copy.clone(), ""))
     return LoadedNetwork("biisnet", "biisnet", biisnet, Preprocessing(100.0, 30.0), 0.5, "ab" * 32)
 
 
@@ -76,6 +78,7 @@ def test_bundle_of_a_network_of_ones_own(project, capsys):
     assert (manifest.factory, manifest.network, manifest.reference_input) == ("mynet:Net", "Net", (32, 48))
     assert manifest.preprocessing.size_multiple == 32
     assert [a.input for a in manifest.artefacts] == [None, (32, 48), None]
+    assert all(a.resizable for a in manifest.artefacts)
     assert [layer.name for layer in manifest.artefacts[0].layers] == ["body.0", "body.5"]
     x, y = bundle.test_vectors()
     assert x.shape == y.shape == (4, 1, 32, 48) and x.dtype == np.float32 and np.abs(x[0]).min() == 0
@@ -115,7 +118,7 @@ def test_a_difference_fails_and_leaves_nothing(float_network, project, monkeypat
 
     def wrong(model):
         value = next(v for v in model.graph.initializers.values() if v.name.endswith("weight"))
-        value.const_value = pipeline.ir.Tensor(value.const_value.numpy() * np.float32(1.5), name=value.name)
+        value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1.5), name=value.name)
         return real(model)
 
     monkeypatch.setattr(pipeline, "to_onnx", wrong)
@@ -179,6 +182,102 @@ def test_outputs_that_are_no_probability_map_are_refused():
 
 def test_notes_name_fixed_sizes_and_unused_layers():
     captured = pipeline.Capture(None, "because", ("aux",))
-    notes = list(pipeline._notes(captured, (8, 9)))
-    assert notes == ["ONNX files have the fixed size 8x9: because",
+    files = [pipeline._File(kind, b"", "NCHW", None, (), reason)
+             for kind, reason in (("onnx", "because"), ("tflite", "since"), ("portable", "because"))]
+    notes = list(pipeline._notes(captured, files, (8, 9)))
+    assert notes == ["onnx, portable: runs 8x9 images alone: because", "tflite: runs 8x9 images alone: since",
                      "left out, as the first output does not depend on them: aux"]
+
+
+class Sized(torch.nn.Module):
+    """A network around ``middle``, whose result is brought back to the size of the image."""
+
+    size_multiple = 8
+
+    def __init__(self, middle):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.middle, self.head = torch.nn.Conv2d(1, 2, 3, padding=1), middle, torch.nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        y = torch.nn.functional.interpolate(self.middle(self.stem(x)), size=x.shape[2:], mode="bilinear")
+        return torch.sigmoid(self.head(y))
+
+
+class Interpolate(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.interpolate(x, size=(16, 16), mode="bilinear")
+
+
+def sized(middle, folder, note=lambda text: None):
+    network = Sized(middle).eval()
+    pipeline.export_bundle(loaded(network), ["tflite", "portable"], folder, (32, 32), note=note)
+    return network, Bundle.open(folder)
+
+
+def session_output(bundle, kind, size, network):
+    from irstd_edge.runtimes.session import open_session
+
+    x = torch.randn(1, 1, *size)
+    with torch.no_grad():
+        return open_session(bundle, kind).run(x.numpy()), network(x).numpy()
+
+
+def test_a_graph_that_is_wrong_at_other_sizes_becomes_a_fixed_one(tmp_path):
+    notes = []
+    network, bundle = sized(torch.nn.AdaptiveAvgPool2d(4), tmp_path / "b", notes.append)
+    assert [(a.kind, a.input, a.resizable) for a in bundle.manifest.artefacts] == [
+        ("tflite", (32, 32), False), ("portable", (32, 32), False)]
+    assert len(notes) == 1 and "\n" not in notes[0]
+    assert notes[0].startswith("tflite, portable: runs 32x32 images alone: ")
+    for kind in bundle.kinds:
+        np.testing.assert_allclose(*session_output(bundle, kind, (32, 32), network), atol=1e-5)
+        with pytest.raises(UnsupportedError, match=r"cannot run 64x40.*export again with"):
+            session_output(bundle, kind, (64, 40), network)
+
+
+def test_a_fixed_size_inside_stays_fixed_in_tflite(tmp_path):
+    network, bundle = sized(Interpolate(), tmp_path / "b")
+    assert all(a.resizable for a in bundle.manifest.artefacts)
+    for kind in bundle.kinds:
+        for size in ((32, 32), (64, 40), (48, 120)):
+            np.testing.assert_allclose(*session_output(bundle, kind, size, network), atol=1e-5)
+
+
+def test_a_tflite_file_alone_may_be_of_one_size(tmp_path):
+    notes = []
+    network, bundle = sized(torch.nn.ConvTranspose2d(2, 2, 2, 2), tmp_path / "b", notes.append)
+    assert [(a.kind, a.input, a.resizable) for a in bundle.manifest.artefacts] == [
+        ("tflite", (32, 32), False), ("portable", None, True)]
+    assert notes == ["tflite: runs 32x32 images alone: a constant of TRANSPOSE_CONV depends on the image size"]
+    with pytest.raises(UnsupportedError, match="--input-size 64x40"):
+        session_output(bundle, "tflite", (64, 40), network)
+    np.testing.assert_allclose(*session_output(bundle, "portable", (64, 40), network), atol=1e-5)
+
+
+def test_a_tflite_file_that_differs_at_another_size_is_fixed(float_network, project, monkeypatch):
+    """Whatever the writer thinks of it."""
+    from irstd_edge.runtimes import tflite
+
+    monkeypatch.setattr(tflite, "at_size", lambda model, written, wanted: model)
+    manifest = pipeline.export_bundle(loaded(float_network), ["tflite"], project / "out", (32, 32))
+    assert not manifest.artefacts[0].resizable and not Bundle.open(project / "out").artefact("tflite")[0].resizable
+
+
+@pytest.mark.parametrize("size, multiple, expected", [
+    ((256, 256), 4, (68, 72)), ((256, 256), 32, (96, 128)), ((16, 16), 4, (20, 24)), ((96, 32), 32, (128, 96)),
+    ((256, 256), 1, (65, 66)),
+])
+def test_the_second_size(size, multiple, expected):
+    network = torch.nn.Sigmoid()
+    network.size_multiple = multiple
+    assert pipeline._another_size(network, size).size == expected
+
+
+@pytest.mark.parametrize("target", ["folder", "file/below"])
+def test_a_json_file_that_cannot_be_written_is_refused_first(project, capsys, monkeypatch, target):
+    (project / "folder").mkdir()
+    (project / "file").touch()
+    monkeypatch.setattr(pipeline, "export_bundle", lambda *a, **k: pytest.fail("exported first"))
+    assert export("biisnet", "--untrained", "--out", "out", "--json", target) == 2
+    assert target in capsys.readouterr().err

@@ -9,12 +9,12 @@ from export_truth import run_ort
 from irstd_edge.export.layers import describe_layers
 from irstd_edge.export.passes.specialize import Specialize
 from irstd_edge.export.targets.onnx import to_onnx
-from irstd_edge.export.targets.portable import lowered, to_portable
+from irstd_edge.export.targets.portable import lowered
 
 
 @pytest.fixture(scope="module")
 def portable(biisnet_compressed):
-    return to_portable(biisnet_compressed)
+    return to_onnx(lowered(biisnet_compressed))
 
 
 def test_default_domain_only_and_old_enough_versions(portable):

@@ -152,3 +152,53 @@ def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch):
     g = Graph(2)
     with pytest.raises(MissingError, match=r"pip install .*irstd-edge\[tflite\]"):
         to_tflite(g.model(g.op("Relu", g.x)), g.size)
+
+
+def image_sizes(data):
+    """Values and number of users of every constant that follows the image size."""
+    model = tflite_model(data)
+    tensors = model.subgraphs[0].tensors
+    uses = [t.buffer for t in tensors]
+    return [(np.frombuffer(bytes(model.buffers[t.buffer].data), np.int32).tolist(), uses.count(t.buffer))
+            for t in tensors if t.name.endswith(b":image_size")]
+
+
+def test_sizes_that_follow_the_image_have_a_name_and_a_buffer_of_their_own(biisnet_compressed):
+    from irstd_edge.runtimes.tflite import at_size
+
+    first = to_tflite(biisnet_compressed, (32, 64), (44, 72), 4)
+    second = to_tflite(biisnet_compressed, (44, 72), (32, 64), 4)
+    sizes = image_sizes(first.data)
+    assert sizes == [([16, 32], 1), ([32, 64], 1)] and first.static_reason == second.static_reason == ""
+    assert image_sizes(at_size(first.data, (32, 64), (44, 72))) == image_sizes(second.data)
+    with pytest.raises(ValueError, match="multiples"):
+        at_size(at_size(first.data, (32, 64), (44, 72)), (44, 72), (33, 64 + 1))
+    assert image_sizes(to_tflite(biisnet_compressed, (32, 64)).data) == []
+
+
+SCALED = [1.0, 1.0, 2.0, 2.0]
+UP = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
+@pytest.mark.parametrize("name, make, reason", [
+    ("scaled", lambda g: g.op("Resize", g.x, None, np.array(SCALED, np.float32), **UP), ""),
+    ("scaled twice", lambda g: g.op("Concat", *[g.op("Resize", v, None, np.array(SCALED, np.float32), **UP)
+                                               for v in (g.x, g.op("Relu", g.x))], axis=1), ""),
+    ("fixed", lambda g: g.op("Resize", g.x, None, None, np.array([1, 2, 16, 16]), **UP), ""),
+    ("channels", lambda g: g.op("Slice", g.x, np.array([0]), np.array([1]), np.array([1])), ""),
+    ("cropped", lambda g: g.op("Slice", g.x, np.array([0]), np.array([-1]), np.array([3])), "SLICE"),
+    ("step", lambda g: g.op("Slice", g.x, np.array([0]), np.array([99]), np.array([3]), np.array([2])),
+     "constant of STRIDED_SLICE"),
+    ("transposed", lambda g: g.op("ConvTranspose", g.x, np.ones((2, 1, 2, 2), np.float32), strides=[2, 2]),
+     "constant of TRANSPOSE_CONV"),
+    ("parity", lambda g: g.op("Conv", g.x, np.ones((1, 2, 3, 3), np.float32), pads=[1, 1, 1, 1], strides=[8, 8]),
+     "map of"),
+    ("padded", lambda g: g.op("Conv", g.x, np.ones((1, 2, 3, 3), np.float32), pads=[1, 1, 1, 1], strides=[2, 2]), ""),
+    ("correction", lambda g: g.op("AveragePool", g.x, kernel_shape=[3, 3], pads=[1, 1, 1, 1]), "constant of MUL"),
+])
+def test_what_can_follow_another_size(name, make, reason):
+    g = Graph(2, 16, 24)
+    written = to_tflite(g.model(make(g), dynamic=True), (16, 24), (20, 32), 4)
+    assert bool(written.static_reason) == bool(reason) and reason in written.static_reason
+    assert len(image_sizes(written.data)) == {"scaled": 1, "scaled twice": 2, "channels": 1}.get(name, 0)
+    assert all(users == 1 for _, users in image_sizes(written.data))

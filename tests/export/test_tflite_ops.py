@@ -142,6 +142,10 @@ CASES = {
     "squeeze and excite": lambda g, x: g.op("Mul", x, g.op("Reshape", g.op("Sigmoid", g.op("Gemm", g.op("Relu", g.op(
         "Gemm", g.op("Flatten", g.op("GlobalAveragePool", x)), normal(3, 6), normal(3), transB=1)), normal(3, 6)),
         ), I(1, 6, 1, 1))),
+    "bias of a row": lambda g, x: g.op("Gemm", g.op("Flatten", g.op("GlobalAveragePool", x)), normal(6, 3),
+                                       normal(1, 3)),
+    "bias of one number": lambda g, x: g.op("Gemm", g.op("Flatten", g.op("GlobalAveragePool", x)), normal(6, 3),
+                                            np.array(0.5, F)),
     "matmul": lambda g, x: g.op("MatMul", g.op("Squeeze", g.op("GlobalMaxPool", x), I(2, 3)), normal(6, 4)),
     "unsqueeze": lambda g, x: g.op("Add", x, g.op("Unsqueeze", g.op("ReduceMean", x, I(2, 3), keepdims=0), I(2, 3))),
     "flatten one channel": lambda g, x: g.op("Flatten", g.op("ReduceMean", x, I(1), keepdims=1)),
@@ -194,6 +198,11 @@ REFUSED = {
     "computed weights": (lambda g, x: g.op("Conv", x, g.op("Mul", g.op("ReduceMean", x), normal(4, 6, 1, 1))),
                          "computed weights"),
     "matrix product of maps": (op("MatMul", normal(7, 7)), "Linear"),
+    "elu of another alpha": (op("Elu", alpha=0.5), r"Elu .*has alpha 0\.5"),
+    "bias per row": (lambda g, x: g.op("Gemm", g.op("ReduceMean", g.op("ReduceMean", x, I(1), keepdims=1), I(0, 1),
+                                                       keepdims=0), normal(7, 3), normal(5, 1)), "one per row"),
+    "computed bias": (lambda g, x: g.op("Gemm", g.op("Flatten", g.op("GlobalAveragePool", x)), normal(6, 6),
+                                        g.op("ReduceMean", x, I(0, 2, 3), keepdims=0)), "bias that is computed"),
     "computed clip": (lambda g, x: g.op("Clip", x, g.op("ReduceMin", x, keepdims=0)), "computed bounds"),
 }
 

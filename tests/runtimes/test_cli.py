@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -293,3 +294,50 @@ def test_evaluate_wrong_arguments(bundle, tmp_path, capsys):
     ):
         assert run("evaluate", *arguments) == errors.USAGE, arguments
         assert message in capsys.readouterr().err
+
+
+NETWORKS = """from torch import nn
+from irstd_edge.nn.binary import BinaryConv2d
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.repeat(1, 2, 1, 1)
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return [None]
+
+def colour():
+    return nn.Conv2d(3, 1, 3, padding=1)
+
+def smaller():
+    return nn.Conv2d(1, 1, 3)
+
+def broken():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise AttributeError("no such\\nattribute")
+    return Broken()
+
+def large():
+    return BinaryConv2d(1, 1, 33)
+"""
+
+
+@pytest.mark.parametrize("factory, message", [
+    ("colour", "does not run on an input [1, 1, 64, 96]: Given groups=1"),
+    ("broken", "does not run on an input [1, 1, 64, 96]: no such; "),
+    ("smaller", "returns [1, 1, 62, 94]"),
+    ("Two", "returns [1, 2, 64, 96]"),
+    ("Nothing", "returns NoneType"),
+    ("large", "kernel_h must be at most 31, got 33"),
+])
+def test_evaluate_a_network_that_cannot_run(tmp_path, monkeypatch, capsys, factory, message):
+    root = data_set(tmp_path / "data")
+    (tmp_path / "networks_of_a_user.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "networks_of_a_user", raising=False)
+    assert run("evaluate", "--model", f"networks_of_a_user:{factory}", "--mean", 100, "--std", 30, "--dataset", "SET",
+               "--root", root) == errors.UNSUPPORTED
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1, err

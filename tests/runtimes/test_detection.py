@@ -196,22 +196,3 @@ def test_unreadable_files_of_a_folder_are_passed_on(tmp_path):
     assert [f.name for f in frames] == ["b.png"] and bad == ["a.png"]
     with pytest.raises(DataError, match=r"a\.png"):
         list(video.read_all(tmp_path))
-
-
-def test_replacing_is_whole_or_nothing(tmp_path):
-    path = tmp_path / "deep" / "x.json"
-    with pytest.raises(KeyError), video.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError
-    assert list(path.parent.iterdir()) == []
-    with video.replacing(path) as temporary:
-        temporary.write_text("whole")
-    assert path.read_text() == "whole"
-    with pytest.raises(DataError, match="cannot be written"), video.replacing(path / "y.json"):
-        pass
-    with pytest.raises(DataError, match="name a file"):
-        video.check_writable(tmp_path)
-    with pytest.raises(DataError, match=r"x\.json is a file"):
-        video.check_writable(path / "y" / "z.json")
-    video.check_writable(tmp_path / "new" / "deeper" / "z.json")
-    assert not (tmp_path / "new").exists()

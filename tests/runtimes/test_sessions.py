@@ -24,7 +24,7 @@ NODE = {"groups": 1, "in_channels": 1, "out_channels": 1, "kernel_h": 3, "kernel
         "dilation_h": 1, "dilation_w": 1, "pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1, "residual": 0,
         "activation": 0, "fraction_bits": -1, "pad_value": 0}
 SIZE = (32, 48)
-LOGISTIC = 14  # of the schema's BuiltinOperator
+LOGISTIC, RESIZE_NEAREST = 14, 97  # of the schema's BuiltinOperator
 
 
 def small_network() -> torch.nn.Module:
@@ -41,8 +41,8 @@ def onnx_file(case) -> bytes:
     return onnx_model(nodes, weights, {"x": shape}, {"y": shape})
 
 
-def tflite_file(case, fixed: bool = False) -> bytes:
-    """``fixed``: a RESHAPE to a constant size makes the file refuse every other."""
+def tflite_file(case, fixed: bool = False, marked: tuple[int, int] | None = None) -> bytes:
+    """``fixed``: a RESHAPE to a constant size makes the file refuse every other. ``marked``: a last RESIZE to it."""
     b = TfliteBuilder()
     shape = nhwc_shape((1, 1, *SIZE))
     x, y = b.tensor("x", shape), b.tensor("y", shape)
@@ -54,18 +54,23 @@ def tflite_file(case, fixed: bool = False) -> bytes:
         size, reshaped = b.tensor("size", (4,), np.array(shape, np.int32)), b.tensor("r", shape)
         b.operator([last, size], [reshaped], 22)
         last = reshaped
+    if marked:
+        size, resized = b.tensor("s:image_size", (2,), np.array(marked, np.int32)), b.tensor("z", shape)
+        b.operator([last, size], [resized], RESIZE_NEAREST)
+        last = resized
     b.operator([last], [y], LOGISTIC)
     return b.finish([x], [y])
 
 
-def write_bundle(folder: Path, **files: bytes) -> Bundle:
+def write_bundle(folder: Path, resizable: bool = True, **files: bytes) -> Bundle:
     folder.mkdir(parents=True, exist_ok=True)
     artefacts = []
     for kind, data in files.items():
         name = f"model.{kind}"
         (folder / name).write_bytes(data)
         artefacts.append(Artefact(kind, name, bundles.sha256(folder / name), len(data),
-                                  "NHWC" if kind == "tflite" else "NCHW", SIZE if kind == "tflite" else None, ()))
+                                  "NHWC" if kind == "tflite" else "NCHW", SIZE if kind == "tflite" else None, (),
+                                  resizable))
     torch.manual_seed(0)
     save_file(small_network().state_dict(), folder / "weights.safetensors")
     blank = np.zeros((1, 1, *SIZE), np.float32)
@@ -222,6 +227,47 @@ def test_a_tflite_file_of_a_fixed_size(tmp_path, case):
     np.testing.assert_array_equal(session.run(x), first)
     with pytest.raises(ValueError, match="images must have 1 channel, got 3"):
         session.run(np.zeros((1, 3, *SIZE), np.float32))
+
+
+def test_a_tflite_file_that_export_found_fixed(tmp_path, case):
+    session = open_session(write_bundle(tmp_path / "b", resizable=False, tflite=tflite_file(case)), "tflite")
+    x = np.random.default_rng(0).standard_normal((1, 1, *SIZE)).astype(np.float32)
+    first = session.run(x)
+    with pytest.raises(UnsupportedError, match=r"written for 32x48 images, cannot run 64x40.*--input-size 64x40"):
+        session.run(np.zeros((1, 1, 64, 40), np.float32))
+    np.testing.assert_array_equal(session.run(x), first)
+
+
+def test_a_bundle_of_before_the_flag_is_fixed(tmp_path):
+    import json
+
+    bundle = write_bundle(tmp_path / "b", tflite=tflite_file(None))
+    raw = json.loads((bundle.path / bundles.MANIFEST).read_text())
+    del raw["artefacts"][0]["resizable"]
+    (bundle.path / bundles.MANIFEST).write_text(json.dumps(raw))
+    session = open_session(Bundle.open(bundle.path), "tflite")
+    session.run(np.zeros((1, 1, *SIZE), np.float32))
+    with pytest.raises(UnsupportedError, match="--input-size"):
+        session.run(np.zeros((1, 1, 64, 64), np.float32))
+
+
+def test_only_marked_sizes_follow_the_image(tmp_path):
+    session = open_session(write_bundle(tmp_path / "b", tflite=tflite_file(None, marked=SIZE)), "tflite")
+    for size in (SIZE, (64, 80), (33, 47)):
+        x = np.random.default_rng(0).standard_normal((1, 1, *size)).astype(np.float32)
+        np.testing.assert_allclose(session.run(x), 1 / (1 + np.exp(-x.astype(np.float64))), atol=2e-6)
+    session = open_session(write_bundle(tmp_path / "c", tflite=tflite_file(None, marked=(16, 24))), "tflite")
+    assert session.run(np.zeros((1, 1, 64, 48), np.float32)).shape == (1, 1, 32, 24)
+    with pytest.raises(UnsupportedError, match=r"cannot run 33x48 .*multiples"):
+        session.run(np.zeros((1, 1, 33, 48), np.float32))
+
+
+def test_several_images_in_tflite(tmp_path, case):
+    session = open_session(write_bundle(tmp_path / "b", tflite=tflite_file(case)), "tflite")
+    x = np.random.default_rng(0).standard_normal((3, 1, *SIZE)).astype(np.float32)
+    np.testing.assert_array_equal(session.run(x), np.concatenate([session.run(image[None]) for image in x]))
+    with pytest.raises(ValueError, match="one by one"):
+        session.prepare(x)
 
 
 def test_no_interpreter(bundle, monkeypatch):

@@ -20,6 +20,7 @@ from irstd_edge.checkpoints import (
     open_bundle_network,
     read_checkpoint,
 )
+from irstd_edge.errors import UnsupportedError
 from irstd_edge.models.registry import UnknownModelError
 
 
@@ -177,6 +178,16 @@ def test_a_users_factory_is_found_in_the_current_directory(user_module, tmp_path
 def test_wrong_factories_are_named(user_module, reference, message):
     with pytest.raises(FactoryError, match=message):
         build_network(reference.format(user_module))
+
+
+@pytest.mark.parametrize("text", [
+    "def make():\n    return BinaryConv2d(1, 1, 33)\n", "make = BinaryConv2d(1, 1, 33)\n"])
+def test_a_layer_that_no_operator_can_run_is_unsupported(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    name = f"layer_{abs(hash(text))}"
+    Path(f"{name}.py").write_text("from irstd_edge.nn.binary import BinaryConv2d\n" + text)
+    with pytest.raises(UnsupportedError, match=f"{name}.*kernel_h must be at most 31, got 33"):
+        build_network(f"{name}:make")
 
 
 @pytest.mark.parametrize("text", ["import absent_dependency\n", "1 / 0\n", "def (\n"])

@@ -63,7 +63,14 @@ def test_models(tmp_path, capsys):
         assert entry["params"].keys() == {"raw", "binary_div32_plus_conv", "binary_div32_plus_all"}
         assert {"macs", "bops", "ops", "metrics", "summary", "source"} <= entry.keys()
         assert all(f"{v:,}" in out for v in entry["params"].values())
-    assert cli.main(["models", "--json", str(tmp_path / "absent" / "models.json")]) != 0
+
+
+def test_models_to_a_place_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["models", "--json", str(tmp_path / "file" / "models.json")]) == errors.USAGE
+    assert "cannot be written" in capsys.readouterr().err
+    assert cli.main(["models", "--json", str(tmp_path)]) == errors.USAGE
+    assert "name a file" in capsys.readouterr().err
 
 
 def test_data(synthetic, capsys):

@@ -9,9 +9,9 @@ from irstd_edge.data import (
     Normalisation,
     Sample,
     check_dataset,
-    list_images,
     normalise,
     pad_to_multiple,
+    parse_size,
     random_crop,
     read_image,
     read_mask,
@@ -65,15 +65,24 @@ def test_unusable_images_are_named(tmp_path):
             read_mask(path)
 
 
-def test_list_images(tmp_path):
-    with pytest.raises(DataError, match="holds no image"):
-        list_images(tmp_path)
-    with pytest.raises(DataError, match="no such file or folder"):
-        list_images(tmp_path / "absent")
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
-        (tmp_path / name).touch()
-    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert list_images(tmp_path / "a.jpg") == [tmp_path / "a.jpg"]
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("error", [ValueError, Image.DecompressionBombError, SyntaxError, OSError])
+def test_whatever_pillow_raises_names_the_file(tmp_path, monkeypatch, read, error):
+    path = save(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+
+    def fail(*args, **kwargs):
+        raise error("absurd")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read .*absurd"):
+        read(path)
+
+
+def test_sizes_are_parsed():
+    assert parse_size("256") == (256, 256) and parse_size("256X320") == (256, 320)
+    for text in ("", "x", "0", "-3", "12y", "1x2x3", "64x", "6.5"):
+        with pytest.raises(DataError, match="256x320"):
+            parse_size(text)
 
 
 def test_padding_is_zeros_at_the_bottom_and_right():

@@ -85,16 +85,17 @@ def export_bundle(
     """
     targets = check_targets(targets)
     _check_size(source.network, input_size)
-    inputs = make_test_inputs(input_size)
-    outputs = reference_outputs(source.network, inputs)
-    captured = capture(source.network, input_size)
-    another = _another_size(source.network, input_size) if captured.dynamic else None
-    if isinstance(another, str):
-        captured, another = _fixed(source.network, input_size, another), None
-    files = _build(captured, targets, input_size, another and another.size, source.network)
-    if strict:
-        _refuse_downgrades(files)
+    # Opened first: a folder that cannot be written is told before the work, and nothing of it stays on an error.
     with staged_folder(Path(out), overwrite=overwrite) as folder:
+        inputs = make_test_inputs(input_size)
+        outputs = reference_outputs(source.network, inputs)
+        captured = capture(source.network, input_size)
+        another = _another_size(source.network, input_size) if captured.dynamic else None
+        if isinstance(another, str):
+            captured, another = _fixed(source.network, input_size, another), None
+        files = _build(captured, targets, input_size, another and another.size, source.network)
+        if strict:
+            _refuse_downgrades(files)
         manifest = _write(folder, source, files, input_size, inputs, outputs)
         _verify(folder)
         faults = {} if another is None else _faults(folder, files, another)
@@ -107,6 +108,8 @@ def export_bundle(
         elif faults:
             files = [replace(f, static_reason=faults.get(f.kind, f.static_reason)) for f in files]
             manifest = _write(folder, source, files, input_size, inputs, outputs)
+    if source.checkpoint_sha256 is None:
+        note(f"no checkpoint was given: the weights are those that {source.factory} made")
     for text in _notes(captured, files, input_size):
         note(text)
     return manifest

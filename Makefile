@@ -41,7 +41,7 @@ figures: $(VENV)/.ready
 	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out build/figures/bundle
 	$(BIN)/irstd-edge export biisnet-float --untrained --to onnx,tflite --out build/figures/twin
 	$(BIN)/irstd-edge evaluate build/figures/bundle --artefact onnx --clips $(CLIPS) --json build/figures/clips.json
-	$(BIN)/irstd-edge verify build/figures/bundle --images $(CLIPS) --every 10 --dataset NUAA-SIRST --root $(DATA) \
+	$(BIN)/irstd-edge verify build/figures/bundle --images $(CLIPS) --every 30 --dataset NUAA-SIRST --root $(DATA) \
 	    --json build/figures/verify.json
 	$(BIN)/irstd-edge benchmark build/figures/bundle --twin build/figures/twin --images samples/frames --preset quick \
 	    --out build/figures

@@ -253,7 +253,8 @@ def test_a_tflite_file_alone_may_be_of_one_size(tmp_path):
     network, bundle = sized(torch.nn.ConvTranspose2d(2, 2, 2, 2), tmp_path / "b", notes.append)
     assert [(a.kind, a.input, a.resizable) for a in bundle.manifest.artefacts] == [
         ("tflite", (32, 32), False), ("portable", None, True)]
-    assert notes == [OWN_WEIGHTS, "tflite: runs 32x32 images alone: a constant of TRANSPOSE_CONV depends on the image size"]
+    assert notes == [
+        OWN_WEIGHTS, "tflite: runs 32x32 images alone: a constant of TRANSPOSE_CONV depends on the image size"]
     with pytest.raises(UnsupportedError, match="--input-size 64x40"):
         session_output(bundle, "tflite", (64, 40), network)
     np.testing.assert_allclose(*session_output(bundle, "portable", (64, 40), network), atol=1e-5)

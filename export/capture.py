@@ -118,18 +118,28 @@ def _onnx_export(frozen: nn.Module, example: torch.Tensor, dynamic_shapes) -> ir
     with _quiet():
         program = torch.onnx.export(
             frozen, (example,), dynamo=True, opset_version=ONNX_OPSET, dynamic_shapes=dynamic_shapes, optimize=False,
-            verbose=False, custom_translation_table={torch.ops.irstd.binary_conv2d.default: _translate},
+            verbose=False, custom_translation_table={torch.ops.irstd.binary_conv2d.default: _binary_conv2d,
+                                                     torch.ops.irstd.fixed_point.default: _fixed_point},
         )
     return program.model
 
 
-def _translate(x, weight, threshold, scale, bias, activation_parameters, residual_input, *attributes):
+def _binary_conv2d(x, weight, threshold, scale, bias, activation_parameters, residual_input, *attributes):
     """One ``torch.ops.irstd.binary_conv2d`` call to one ``irstd::BinaryConv2d`` node."""
     from onnxscript import values
 
     named = {a.name: value for a, value in zip(BINARY_CONV2D_ATTRIBUTES, attributes, strict=True)}
     return values.Opset(DOMAIN, OPSET_VERSION).BinaryConv2d(
         x, weight, threshold, scale, bias, activation_parameters, residual_input, **named
+    )
+
+
+def _fixed_point(x, fraction_bits, bits):
+    """One ``torch.ops.irstd.fixed_point`` call to one ``irstd::FixedPoint`` node."""
+    from onnxscript import values
+
+    return values.Opset(DOMAIN, OPSET_VERSION).FixedPoint(
+        x, version=OPSET_VERSION, fraction_bits=fraction_bits, bits=bits
     )
 
 

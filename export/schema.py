@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import onnx
 from onnx import TypeProto
 from onnx.defs import OpSchema
 
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, OPSET_VERSION, BinaryConv2dSpec
+from irstd_edge.opspec import (
+    BINARY_CONV2D,
+    DOMAIN,
+    FIXED_POINT,
+    OPSET_VERSION,
+    BinaryConv2dSpec,
+    FixedPointSpec,
+    Operator,
+)
 
 _TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
 
@@ -16,22 +25,23 @@ _TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
 @cache
 def register_schemas() -> None:
     """Make the ONNX checker, shape inference and onnxscript accept ``irstd`` nodes; repeated calls do nothing."""
-    onnx.defs.register_schema(_binary_conv2d_schema())
+    onnx.defs.register_schema(_schema(BINARY_CONV2D, "[N, OC, OH, OW]", _infer_binary_conv2d))
+    onnx.defs.register_schema(_schema(FIXED_POINT, "of the shape of x", _infer_fixed_point))
 
 
-def _binary_conv2d_schema() -> OpSchema:
+def _schema(operator: Operator, output: str, infer: Callable) -> OpSchema:
     option = OpSchema.FormalParameterOption
     schema = OpSchema(
-        BINARY_CONV2D.name, DOMAIN, OPSET_VERSION, doc=BINARY_CONV2D.doc,
+        operator.name, DOMAIN, OPSET_VERSION, doc=operator.doc,
         inputs=[
             OpSchema.FormalParameter(o.name, _TYPES[o.dtype], o.doc,
                                      param_option=option.Optional if o.optional else option.Single)
-            for o in BINARY_CONV2D.inputs
+            for o in operator.inputs
         ],
-        outputs=[OpSchema.FormalParameter("y", "tensor(float)", "[N, OC, OH, OW]")],
-        attributes=[_attribute(a) for a in BINARY_CONV2D.attributes],
+        outputs=[OpSchema.FormalParameter("y", "tensor(float)", output)],
+        attributes=[_attribute(a) for a in operator.attributes],
     )
-    schema.set_type_and_shape_inference_function(_infer_binary_conv2d)
+    schema.set_type_and_shape_inference_function(infer)
     return schema
 
 
@@ -43,14 +53,21 @@ def _attribute(attribute) -> OpSchema.Attribute:
     return OpSchema.Attribute(attribute.name, default, attribute.doc)
 
 
+def _attributes(context, operator: Operator) -> dict[str, int | float]:
+    protos = {a.name: context.get_attribute(a.name) for a in operator.attributes}
+    return {name: onnx.helper.get_attribute_value(p) for name, p in protos.items() if p is not None}
+
+
+def _infer_fixed_point(context) -> None:
+    FixedPointSpec.from_attributes(_attributes(context, FIXED_POINT))
+    source = context.get_input_type(0)
+    if source is not None:
+        context.set_output_type(0, source)
+
+
 def _infer_binary_conv2d(context) -> None:
     """``[N, IC, H, W]`` to ``[N, OC, OH, OW]``; a symbolic size survives where the operator keeps it."""
-    values = {}
-    for a in BINARY_CONV2D.attributes:
-        proto = context.get_attribute(a.name)
-        if proto is not None:
-            values[a.name] = onnx.helper.get_attribute_value(proto)
-    spec = BinaryConv2dSpec.from_attributes(values)
+    spec = BinaryConv2dSpec.from_attributes(_attributes(context, BINARY_CONV2D))
     result = TypeProto()
     result.tensor_type.elem_type = onnx.TensorProto.FLOAT
     source = context.get_input_type(0)

@@ -9,7 +9,7 @@ Bits
     of word *j* is channel ``32 * j + i``; bit 1 is +1, bit 0 is -1, tail bits are zero.
     Weights are ``[OC, KH, KW, ceil((IC / groups) / 32)]``.
 
-``irstd.BinaryConv2d``, in this order, every step rounded to float32 (no fused multiply-add)::
+``irstd.BinaryConv2d`` with fraction_bits = -1, in this order, every step rounded to float32 (no fused multiply-add)::
 
     b    = +1 where x >= threshold[ic], else -1          (sign(0) = +1; NaN gives -1)
     acc  = sum of b * w over the taps inside the image
@@ -21,13 +21,28 @@ Bits
            or clamp: min(max(v, clamp_min), clamp_max)
     residual mode `add` is v + r, `modulate` is r + r * tanh(v)
     activation_first = 1: act, then residual;  0: residual, then act
-    fraction_bits f >= 0: y = min(max(rint(y * 2^f), -32768), 32767) / 2^f  (half to even);  -1: none
+
+With fraction_bits = f >= 0 the values behind acc are 16-bit integers in units of 2^-f. rnd(x) is floor(x + 1/2), half
+up; sat(q) is min(max(q, -32768), 32767), a NaN becomes -32768; the steps are float32 operations still::
+
+    v    = sat(rnd(acc * scale[oc] * 2^f));  v = sat(v + rnd(bias[oc] * 2^f))
+    r    = sat(rnd(residual * 2^f)), matched as above; the average is rnd(sum / (RC / OC))
+    act  = RPReLU: t = sat(v - rnd(shift_in * 2^f)); t = t if t >= 0 else sat(rnd(t * slope));
+           sat(t + rnd(shift_out * 2^f))
+           or clamp: min(max(v, sat(rnd(clamp_min * 2^f))), sat(rnd(clamp_max * 2^f)))
+    residual mode `add` is sat(v + r), `modulate` is sat(rnd((r' + r' * tanh(v')) * 2^f)), r' = r / 2^f, v' = v / 2^f
+    y    = the last of these / 2^f
+
+``irstd.FixedPoint``: the 2^-f grid of `bits` bits; a NaN becomes the lowest value::
+
+    y    = min(max(rnd(x * 2^f), -2^(bits - 1)), 2^(bits - 1) - 1) / 2^f
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
+from typing import ClassVar, Self
 
 DOMAIN = "irstd"
 OPSET_VERSION = 1
@@ -116,7 +131,7 @@ BINARY_CONV2D_ATTRIBUTES: tuple[Attribute, ...] = (
     _int("activation_first", 1, "1: activation before the residual, 0: after it", allowed=(0, 1)),
     Attribute("clamp_min", float, float("-inf"), None, None, None, "lower bound of the clamp"),
     Attribute("clamp_max", float, float("inf"), None, None, None, "upper bound of the clamp"),
-    _int("fraction_bits", -1, "-1: float32 output; 0..15: output on the 16-bit fixed-point grid of step 2^-f",
+    _int("fraction_bits", -1, "-1: float32 arithmetic; 0..15: 16-bit fixed-point arithmetic in units of 2^-f",
          minimum=-1, maximum=15),
 )
 
@@ -152,11 +167,60 @@ BINARY_CONV2D = Operator(
     BINARY_CONV2D_ATTRIBUTES,
     BINARY_CONV2D_INPUTS,
 )
-OPERATORS: dict[str, Operator] = {BINARY_CONV2D.name: BINARY_CONV2D}
+FIXED_POINT = Operator(
+    "FixedPoint",
+    "Round every value half up to a fixed-point grid and saturate it there; the files of today's targets hold it as "
+    "standard operators.",
+    (
+        _int("version", None, "operator version", allowed=(OPSET_VERSION,)),
+        _int("fraction_bits", None, "the step of the grid is 2^-fraction_bits", minimum=0, maximum=15),
+        _int("bits", None, "bits of a value, its sign included", minimum=2, maximum=16),
+    ),
+    (Operand("x", "float32", "any", False, False, "values to round"),),
+)
+OPERATORS: dict[str, Operator] = {o.name: o for o in (BINARY_CONV2D, FIXED_POINT)}
+
+
+class _Spec:
+    """Attributes of one node, as a dataclass that knows its ``operator``."""
+
+    operator: ClassVar[Operator]
+
+    def __post_init__(self):
+        for attribute in self.operator.attributes:
+            attribute.check(getattr(self, attribute.name))
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, int | float]) -> Self:
+        """Build and validate from a node's attributes; unknown or missing ones are errors."""
+        known = {a.name: a for a in cls.operator.attributes}
+        unknown = sorted(set(attributes) - set(known))
+        if unknown:
+            raise OpSpecError(f"unknown attributes of {DOMAIN}.{cls.operator.name}: {', '.join(unknown)}")
+        missing = [a.name for a in known.values() if a.default is None and a.name not in attributes]
+        if missing:
+            raise OpSpecError(f"missing attributes of {DOMAIN}.{cls.operator.name}: {', '.join(missing)}")
+        return cls(**attributes)
+
+    def attributes(self) -> dict[str, int | float]:
+        """All attributes by name, in the specification's order."""
+        values = asdict(self)
+        return {a.name: values[a.name] for a in self.operator.attributes}
 
 
 @dataclass(frozen=True)
-class BinaryConv2dSpec:
+class FixedPointSpec(_Spec):
+    """The attributes of one ``irstd.FixedPoint`` node; an :class:`OpSpecError` where one is out of range."""
+
+    fraction_bits: int
+    bits: int
+    version: int = OPSET_VERSION
+
+    operator = FIXED_POINT
+
+
+@dataclass(frozen=True)
+class BinaryConv2dSpec(_Spec):
     """The attributes of one ``irstd.BinaryConv2d`` node; the fields are :data:`BINARY_CONV2D_ATTRIBUTES`.
 
     Raises :class:`OpSpecError` on construction when an attribute is out of range.
@@ -185,9 +249,10 @@ class BinaryConv2dSpec:
     version: int = OPSET_VERSION
     bit_order: int = BIT_ORDER_LSB_PLUS_ONE
 
+    operator = BINARY_CONV2D
+
     def __post_init__(self):
-        for attribute in BINARY_CONV2D_ATTRIBUTES:
-            attribute.check(getattr(self, attribute.name))
+        super().__post_init__()
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise OpSpecError(
                 f"groups must divide in_channels and out_channels: groups={self.groups}, "
@@ -195,23 +260,6 @@ class BinaryConv2dSpec:
             )
         if not self.clamp_min <= self.clamp_max:
             raise OpSpecError(f"clamp_min must not exceed clamp_max: {self.clamp_min} > {self.clamp_max}")
-
-    @classmethod
-    def from_attributes(cls, attributes: dict[str, int | float]) -> BinaryConv2dSpec:
-        """Build and validate from a node's attributes; unknown or missing ones are errors."""
-        known = {a.name: a for a in BINARY_CONV2D_ATTRIBUTES}
-        unknown = sorted(set(attributes) - set(known))
-        if unknown:
-            raise OpSpecError(f"unknown attributes of {DOMAIN}.BinaryConv2d: {', '.join(unknown)}")
-        missing = [a.name for a in known.values() if a.default is None and a.name not in attributes]
-        if missing:
-            raise OpSpecError(f"missing attributes of {DOMAIN}.BinaryConv2d: {', '.join(missing)}")
-        return cls(**attributes)
-
-    def attributes(self) -> dict[str, int | float]:
-        """All attributes by name, in the specification's order."""
-        values = asdict(self)
-        return {a.name: values[a.name] for a in BINARY_CONV2D_ATTRIBUTES}
 
     @property
     def words(self) -> int:
@@ -247,4 +295,5 @@ class BinaryConv2dSpec:
             )
 
 
-assert {f.name for f in fields(BinaryConv2dSpec)} == {a.name for a in BINARY_CONV2D_ATTRIBUTES}
+for _spec in (BinaryConv2dSpec, FixedPointSpec):
+    assert {f.name for f in fields(_spec)} == {a.name for a in _spec.operator.attributes}

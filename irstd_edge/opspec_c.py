@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from irstd_edge import opspec
@@ -44,13 +45,23 @@ def _row(attribute: opspec.Attribute) -> str:
     return f"    X({', '.join(cells)})"
 
 
+def _upper(name: str) -> str:
+    """BinaryConv2d to BINARY_CONV2D."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
+
+
+def _table(operator: opspec.Operator) -> list[str]:
+    rows = " \\\n".join(_row(a) for a in operator.attributes)
+    return [f"#define IRSTD_{_upper(operator.name)}_ATTRIBUTES(X) \\", rows, ""]
+
+
 def header() -> str:
     """The text of the generated header."""
     defines = [f"#define IRSTD_{name} {getattr(opspec, name)}" for name in _CONSTANTS]
     for enum in (opspec.Residual, opspec.Activation):
         defines += [f"#define IRSTD_{enum.__name__.upper()}_{item.name} {int(item)}" for item in enum]
-    names = [f'#define IRSTD_DOMAIN "{opspec.DOMAIN}"', f'#define IRSTD_BINARY_CONV2D "{opspec.BINARY_CONV2D.name}"']
-    table = " \\\n".join(_row(a) for a in opspec.BINARY_CONV2D_ATTRIBUTES)
+    names = [f'#define IRSTD_DOMAIN "{opspec.DOMAIN}"',
+             *(f'#define IRSTD_{_upper(name)} "{name}"' for name in opspec.OPERATORS)]
     return "\n".join(
         [
             "/* Generated from irstd_edge/opspec.py by `python -m irstd_edge.opspec_c`. Do not edit. */",
@@ -64,9 +75,7 @@ def header() -> str:
             *defines,
             "",
             "/* X(type, name, mandatory, default, minimum, maximum) */",
-            "#define IRSTD_BINARY_CONV2D_ATTRIBUTES(X) \\",
-            table,
-            "",
+            *(line for operator in opspec.OPERATORS.values() for line in _table(operator)),
             "#endif",
             "",
         ]

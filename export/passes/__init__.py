@@ -13,6 +13,7 @@ from irstd_edge.export.passes.fold_conv_batch_norm import FoldConvBatchNorm
 from irstd_edge.export.passes.fold_residual import FoldResidual
 from irstd_edge.export.passes.fold_threshold import FoldThreshold
 from irstd_edge.export.passes.lower_binary import LowerBinary
+from irstd_edge.export.passes.lower_fixed_point import LowerFixedPoint
 from irstd_edge.export.passes.simplify import Finish, Simplify
 
 #: Thresholds come first: they are exact, while folding the same map into the convolution before it is not.
@@ -36,8 +37,14 @@ def compress(model: ir.Model) -> ir.Model:
 
 
 def lower(model: ir.Model) -> ir.Model:
-    """Replace binary nodes by standard operators, in place; the model is returned."""
+    """Replace ``irstd`` nodes by standard operators, in place; the model is returned."""
     LowerBinary()(model)
+    return lower_fixed_point(model)
+
+
+def lower_fixed_point(model: ir.Model) -> ir.Model:
+    """Replace FixedPoint nodes alone, in place, for runtimes that have BinaryConv2d; the model is returned."""
+    LowerFixedPoint()(model)
     Simplify()(model)
     Finish()(model)
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, BinaryConv2dSpec
+from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, BinaryConv2dSpec, FixedPointSpec
 
 #: Metadata keys of a node: the PyTorch path of its layer, and the precision that this layer asked for.
 LAYER, REQUESTED = "layer", "requested"
@@ -16,6 +16,11 @@ X, WEIGHT, THRESHOLD, SCALE, BIAS, ACTIVATION, RESIDUAL = range(7)
 def is_binary(node: ir.Node | None) -> bool:
     """Whether a node is an ``irstd::BinaryConv2d``."""
     return node is not None and node.domain == DOMAIN and node.op_type == BINARY_CONV2D.name
+
+
+def is_fixed_point(node: ir.Node | None) -> bool:
+    """Whether a node is an ``irstd::FixedPoint``."""
+    return node is not None and node.domain == DOMAIN and node.op_type == FIXED_POINT.name
 
 
 def binary_nodes(model: ir.Model) -> list[ir.Node]:
@@ -30,6 +35,11 @@ def attributes(node: ir.Node) -> dict:
 def spec_of(node: ir.Node) -> BinaryConv2dSpec:
     """The validated attributes of a binary node."""
     return BinaryConv2dSpec.from_attributes(attributes(node))
+
+
+def fixed_point_of(node: ir.Node) -> FixedPointSpec:
+    """The validated attributes of an ``irstd::FixedPoint``."""
+    return FixedPointSpec.from_attributes(attributes(node))
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

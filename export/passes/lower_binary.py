@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -9,7 +11,6 @@ import torch
 from irstd_edge.export.passes.graph import (
     ACTIVATION,
     BIAS,
-    LAYER,
     REQUESTED,
     RESIDUAL,
     SCALE,
@@ -18,10 +19,12 @@ from irstd_edge.export.passes.graph import (
     X,
     binary_nodes,
     constant,
-    initializer,
+    fixed_point_of,
+    is_fixed_point,
     operand,
     spec_of,
 )
+from irstd_edge.export.passes.lower_fixed_point import Lowering
 from irstd_edge.nn.functional import unpack_bits
 from irstd_edge.opspec import Activation, BinaryConv2dSpec, Residual
 
@@ -31,16 +34,16 @@ INT16_MIN, INT16_MAX = -32768.0, 32767.0
 class LowerBinary(ir.passes.InPlacePass):
     """Each binary node becomes Where, Pad, Conv with ±1 weights, Mul, Add and what follows, in the order of the spec.
 
-    Requires: constant weights, thresholds, scales and biases; known channels of the residual. Ensures: no ``irstd``
-    node and no ``irstd`` import is left; the results are the same to the last bit (tanh aside, whose last bits a
-    runtime chooses), also after ONNX Runtime's own fusions.
+    Requires: constant weights, thresholds, scales and biases; known channels of the residual. Ensures: no BinaryConv2d
+    node is left; the results are the same to the last bit (tanh aside, whose last bits a runtime chooses), also after
+    ONNX Runtime's own fusions. :class:`~irstd_edge.export.passes.lower_fixed_point.LowerFixedPoint` comes after it.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = binary_nodes(model)
+        grids = {n.outputs[0]: fixed_point_of(n).fraction_bits for n in model.graph if is_fixed_point(n)}
         for node in nodes:
-            _Lowering(node).run()
-        model.opset_imports.pop("irstd", None)
+            (_Lowering if spec_of(node).fraction_bits < 0 else _IntegerLowering)(node, grids).run()
         return ir.passes.PassResult(model, bool(nodes))
 
     def ensures(self, model: ir.Model) -> None:
@@ -60,24 +63,17 @@ def exact_in_any_order(spec: BinaryConv2dSpec, scale: np.ndarray, bias: np.ndarr
     return False
 
 
-class _Lowering:
-    """The replacement of one node; ``emit`` inserts before it and returns the value."""
+class _Lowering(Lowering):
+    """The replacement of one binary node, whose steps behind the convolution are float32 ones.
 
-    def __init__(self, node: ir.Node):
-        self.node, self.graph, self.spec = node, node.graph, spec_of(node)
-        self.layer = node.metadata_props.get(LAYER) or node.name or "binary"
+    ``grids``: fraction bits of the values that are known to be 16-bit fixed-point numbers.
+    """
 
-    def emit(self, op_type: str, inputs, shape=None, **attrs) -> ir.Value:
-        node = ir.node(op_type, inputs=inputs, attributes=attrs or None)
-        node.metadata_props.update({LAYER: self.layer, REQUESTED: "W1A1"})
-        value = node.outputs[0]
-        value.type = ir.TensorType(ir.DataType.BOOL if op_type == "GreaterOrEqual" else ir.DataType.FLOAT)
-        value.shape = shape if shape is not None else self.node.outputs[0].shape
-        self.graph.insert_before(self.node, node)
-        return value
+    metadata: ClassVar = {REQUESTED: "W1A1"}
 
-    def const(self, label: str, array) -> ir.Value:
-        return initializer(self.graph, f"{self.layer}.{label}", np.asarray(array))
+    def __init__(self, node: ir.Node, grids: dict[ir.Value, int]):
+        super().__init__(node)
+        self.spec, self.grids = spec_of(node), grids
 
     def channels(self, label: str, array: np.ndarray) -> ir.Value:
         return self.const(label, array.astype(np.float32).reshape(1, -1, 1, 1))
@@ -88,12 +84,7 @@ class _Lowering:
         steps = (self.activate, self.combine) if activated_first else (self.combine, self.activate)
         for step in steps:
             value = step(value)
-        value = self.round(value)
-        old = self.node.outputs[0]
-        name = old.name
-        old.replace_all_uses_with(value, replace_graph_outputs=True)
-        self.graph.remove(self.node, safe=True)
-        value.name = name
+        self.replace(self.result(value))
 
     def binarize(self) -> ir.Value:
         x, s = self.node.inputs[X], self.spec
@@ -120,15 +111,21 @@ class _Lowering:
             "Conv", [b, weight], kernel_shape=[s.kernel_h, s.kernel_w], strides=[s.stride_h, s.stride_w],
             dilations=[s.dilation_h, s.dilation_w], group=s.groups, pads=pads,
         )
-        scale, bias = (constant(self.node.inputs[i]) for i in (SCALE, BIAS))
-        if self.needs_guard(scale, bias):
-            limit = float(s.macs_per_output)
-            v = self.emit("Clip", [v, self.const("low", np.float32(-limit)), self.const("high", np.float32(limit))])
-        if np.any(scale != 1):
-            v = self.emit("Mul", [v, self.channels("scale", scale)])
-        if np.any(bias):
-            v = self.emit("Add", [v, self.channels("bias", bias)])
-        return v
+        return self.affine(v, *(constant(self.node.inputs[i]) for i in (SCALE, BIAS)))
+
+    def affine(self, acc: ir.Value, scale: np.ndarray, bias: np.ndarray) -> ir.Value:
+        v = self.clip(acc, *self.limits()) if self.needs_guard(scale, bias) else acc
+        return self.add_channels("bias", self.multiply_channels("scale", v, scale), bias)
+
+    def limits(self) -> tuple[float, float]:
+        """What the integer sum keeps between."""
+        return float(-self.spec.macs_per_output), float(self.spec.macs_per_output)
+
+    def add_channels(self, label: str, v: ir.Value, array: np.ndarray) -> ir.Value:
+        return self.emit("Add", [v, self.channels(label, array)]) if np.any(array) else v
+
+    def multiply_channels(self, label: str, v: ir.Value, array: np.ndarray) -> ir.Value:
+        return self.emit("Mul", [v, self.channels(label, array)]) if np.any(array != 1) else v
 
     def needs_guard(self, scale: np.ndarray, bias: np.ndarray) -> bool:
         """Whether a runtime that merges scale, bias or residual into the convolution could round differently.
@@ -143,28 +140,39 @@ class _Lowering:
     def activate(self, v: ir.Value) -> ir.Value:
         s = self.spec
         if s.activation == Activation.RPRELU:
-            shift_in, slope, shift_out = constant(self.node.inputs[ACTIVATION])
-            v = self.emit("Sub", [v, self.channels("shift_in", shift_in)]) if np.any(shift_in) else v
-            v = self.emit("PRelu", [v, self.const("slope", slope.reshape(-1, 1, 1))])
-            return self.emit("Add", [v, self.channels("shift_out", shift_out)]) if np.any(shift_out) else v
-        if s.activation == Activation.CLAMP:
-            low = self.const("clamp_min", np.float32(s.clamp_min))
-            return self.emit("Clip", [v, low, self.const("clamp_max", np.float32(s.clamp_max))])
-        return v
+            return self.rprelu(v, *constant(self.node.inputs[ACTIVATION]))
+        return self.clamp(v, s.clamp_min, s.clamp_max) if s.activation == Activation.CLAMP else v
+
+    def rprelu(self, v: ir.Value, shift_in: np.ndarray, slope: np.ndarray, shift_out: np.ndarray) -> ir.Value:
+        # A Sub: ONNX Runtime would merge a second Add into the first.
+        v = self.emit("Sub", [v, self.channels("shift_in", shift_in)]) if np.any(shift_in) else v
+        v = self.prelu(v, slope)
+        return self.add_channels("shift_out", v, shift_out)
+
+    def prelu(self, v: ir.Value, slope: np.ndarray) -> ir.Value:
+        return self.emit("PRelu", [v, self.const("slope", slope.reshape(-1, 1, 1))])
+
+    def clamp(self, v: ir.Value, low: float, high: float) -> ir.Value:
+        return self.clip(v, low, high)
 
     def combine(self, v: ir.Value) -> ir.Value:
         if self.spec.residual == Residual.NONE:
             return v
         r = self.residual()
-        if self.spec.residual == Residual.MODULATE:
-            v = self.emit("Mul", [r, self.emit("Tanh", [v])])
-            return self.emit("Add", [r, v])
+        return self.modulate(v, r) if self.spec.residual == Residual.MODULATE else self.add(v, r)
+
+    def modulate(self, v: ir.Value, r: ir.Value) -> ir.Value:
+        return self.emit("Add", [r, self.emit("Mul", [r, self.emit("Tanh", [v])])])
+
+    def add(self, v: ir.Value, r: ir.Value) -> ir.Value:
         return self.emit("Add", [v, r])
 
     def residual(self) -> ir.Value:
+        return self.match(operand(self.node, RESIDUAL))
+
+    def match(self, r: ir.Value) -> ir.Value:
         """The residual with its channels repeated or averaged to OC."""
-        r, channels = operand(self.node, RESIDUAL), self.spec.out_channels
-        count = r.shape[1]
+        channels, count = self.spec.out_channels, r.shape[1]
         self.spec.check_residual_channels(count)
         if count == channels:
             return r
@@ -176,13 +184,70 @@ class _Lowering:
                     for k, v in (("start", start), ("end", start + channels), ("axis", 1))]
             part = self.emit("Slice", [r, *ends])
             total = part if total is None else self.emit("Add", [total, part])
-        return self.emit("Div", [total, self.const("parts", np.float32(count // channels))])
+        return self.emit("Div", [total, self.scalar("parts", count // channels)])
 
-    def round(self, v: ir.Value) -> ir.Value:
-        if self.spec.fraction_bits < 0:
+    def result(self, v: ir.Value) -> ir.Value:
+        return v
+
+
+class _IntegerLowering(_Lowering):
+    """The same on 16-bit integers in units of 2^-fraction_bits.
+
+    ``bound`` is the largest magnitude that a value can have: saturation is left out where it can do nothing.
+    """
+
+    def __init__(self, node: ir.Node, grids: dict[ir.Value, int]):
+        super().__init__(node, grids)
+        self.bits, self.step = self.spec.fraction_bits, np.float32(2.0**self.spec.fraction_bits)
+
+    def integers(self, array: np.ndarray) -> np.ndarray:
+        return np.floor(array * self.step + np.float32(0.5))
+
+    def saturate(self, v: ir.Value, bound: float) -> ir.Value:
+        self.bound = bound
+        if bound <= INT16_MAX:
             return v
-        step = np.float32(2.0**self.spec.fraction_bits)
-        v = self.emit("Round", [self.emit("Mul", [v, self.const("step", step)])])
-        v = self.emit("Clip", [v, self.const("int16_min", np.float32(INT16_MIN)),
-                               self.const("int16_max", np.float32(INT16_MAX))])
-        return self.emit("Mul", [v, self.const("inverse_step", np.float32(1) / step)])
+        self.bound = -INT16_MIN
+        return self.clip(v, INT16_MIN, INT16_MAX)
+
+    def shifted(self, label: str, v: ir.Value, integers: np.ndarray) -> ir.Value:
+        return self.saturate(self.add_channels(label, v, integers), self.bound + np.max(np.abs(integers)))
+
+    def affine(self, acc: ir.Value, scale: np.ndarray, bias: np.ndarray) -> ir.Value:
+        scale = scale * self.step
+        if not exact_in_any_order(self.spec, scale, np.full_like(scale, 0.5)):
+            acc = self.clip(acc, *self.limits())
+        v = self.round_half_up(self.multiply_channels("scale", acc, scale))
+        v = self.saturate(v, self.spec.macs_per_output * np.max(np.abs(scale)) + 1)
+        return self.shifted("bias", v, self.integers(bias))
+
+    def rprelu(self, v: ir.Value, shift_in: np.ndarray, slope: np.ndarray, shift_out: np.ndarray) -> ir.Value:
+        v = self.shifted("shift_in", v, -self.integers(shift_in))
+        # Rounding leaves the integers above zero as they are.
+        v = self.round_half_up(self.prelu(v, slope))
+        v = self.saturate(v, self.bound * max(1, np.max(np.abs(slope))) + 1)
+        return self.shifted("shift_out", v, self.integers(shift_out))
+
+    def clamp(self, v: ir.Value, low: float, high: float) -> ir.Value:
+        low, high = np.clip(self.integers(np.array([low, high], np.float32)), INT16_MIN, INT16_MAX)
+        self.bound = max(abs(low), abs(high))
+        return self.clip(v, low, high)
+
+    def residual(self) -> ir.Value:
+        r = operand(self.node, RESIDUAL)
+        known = self.grids.get(r) == self.bits
+        matched = self.match(self.scaled(r, self.step) if known else self.to_integer(r, self.bits))
+        return self.round_half_up(matched) if r.shape[1] > self.spec.out_channels else matched
+
+    def add(self, v: ir.Value, r: ir.Value) -> ir.Value:
+        return self.saturate(self.emit("Add", [v, r]), self.bound - INT16_MIN)
+
+    def modulate(self, v: ir.Value, r: ir.Value) -> ir.Value:
+        v, r = (self.from_integer(u, self.bits) for u in (v, r))
+        self.bound = -INT16_MIN
+        return self.to_integer(super().modulate(v, r), self.bits, guard=False)
+
+    def result(self, v: ir.Value) -> ir.Value:
+        v = self.from_integer(v, self.bits)
+        self.grids[v] = self.bits
+        return v

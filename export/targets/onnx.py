@@ -5,16 +5,18 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from irstd_edge.export.passes import lower_fixed_point
 from irstd_edge.export.schema import register_schemas
 
 
 def to_onnx(model: ir.Model) -> bytes:
     """A single-file ONNX model, checked with full shape inference; metadata is reduced to layer names.
 
+    FixedPoint nodes are lowered, as ONNX Runtime's adapter has no kernel for them; ``model`` is left as it is.
     Raises ``onnx.checker.ValidationError`` only on a defect of the exporter itself.
     """
     register_schemas()
-    proto = ir.to_proto(model)
+    proto = ir.to_proto(lower_fixed_point(model.clone()))
     # Values inside carry the exporter's own size symbols; the file keeps those of its input and output alone.
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto, full_check=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from irstd_edge.errors import MissingError, UnsupportedError
+from irstd_edge.export.passes import lower_fixed_point
 from irstd_edge.export.passes.specialize import Specialize
 
 
@@ -56,7 +57,7 @@ def _write(model: ir.Model, input_size: tuple[int, int]):
         from irstd_edge.export.targets.tflite_ops import write_node
     except ImportError as e:
         raise MissingError(f"the tflite target needs {e.name}; install it with: pip install irstd-edge[tflite]") from e
-    model = model.clone()
+    model = lower_fixed_point(model.clone())
     Specialize(input_size)(model)
     graph = TfliteGraph()
     for value in model.graph.inputs:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from irstd_edge.nn.binary import DotBinaryConv2d
-from irstd_edge.nn.blocks import Down, ExactConv2d, FloatUnit, UnitFactory, Up
+from irstd_edge.nn.blocks import Down, FloatUnit, UnitFactory, Up, exact_conv2d, grid_of
 
 
 class BiisNet(nn.Module):
@@ -36,8 +36,10 @@ class BiisNet(nn.Module):
         def stage(width: int, count: int) -> nn.Sequential:
             return nn.Sequential(*(unit(width, width) for _ in range(count)))
 
-        self.stem = ExactConv2d(1, c1, 3, padding=1)
-        self.encoder1, self.down1 = stage(c1, blocks), Down(unit, c1)
+        down1 = Down(unit, c1)
+        self.grid = grid_of(down1.unit)
+        self.stem = exact_conv2d(1, c1, 3, padding=1, fraction_bits=self.grid.fraction_bits)
+        self.encoder1, self.down1 = stage(c1, blocks), down1
         self.encoder2, self.down2 = stage(c2, blocks), Down(unit, c2)
         self.bottleneck = stage(c3, bottleneck)
         self.up2, self.decoder2 = Up(unit, c3), stage(c2, blocks)
@@ -50,8 +52,8 @@ class BiisNet(nn.Module):
         e1 = self.encoder1(self.stem(x))
         e2 = self.encoder2(self.down1(e1))
         x = self.bottleneck(self.down2(e2))
-        x = self.decoder2(self.up2(x) + e2)
-        x = self.decoder1(self.up1(x) + e1)
+        x = self.decoder2(self.grid(self.up2(x) + e2))
+        x = self.decoder1(self.grid(self.up1(x) + e1))
         return torch.sigmoid(self.head(x))
 
 

@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from irstd_edge.nn.functional import binary_conv2d, match_channels, pack_bits
+from irstd_edge.nn.blocks import ExactConv2d, exact_conv2d
+from irstd_edge.nn.functional import binary_conv2d, match_channels, pack_bits, round_half_up
 from irstd_edge.opspec import Activation, BinaryConv2dSpec, OpSpecError, Residual
 
-#: Fixed-point grid of folded scales and biases: ``acc * scale + bias`` is then exact in float32 whatever
-#: the order, contraction or fusion a runtime chooses, so all of them give the same signs further on.
+#: Grids of folded scales and of the slopes of a fixed-point RPReLU: ``acc * scale`` and ``t * slope`` are then exact in
+#: float32 wherever they do not saturate, whatever order, contraction or fusion a runtime chooses, so all of them give
+#: the same signs further on.
 SCALE_FRACTION_BITS = 14
+SLOPE_FRACTION_BITS = 8
 DOT_READINGS = ("add", "modulate", "pointwise")
 
 
@@ -192,15 +195,15 @@ class DotBinaryConv2d(nn.Module):
     """Dot-binary convolution (reconstructed): a binary convolution that keeps a full-precision path around it.
 
     Training computes sign, convolution, BN, RPReLU and the full-precision path as separate differentiable steps.
-    Evaluation computes the folded operator (:meth:`fold`), whose scales and biases lie on a fixed-point grid and
-    whose output is rounded to 16-bit fixed point, so that every runtime reproduces it bit for bit.
+    Evaluation computes the folded operator (:meth:`fold`), whose constants lie on fixed-point grids and whose steps
+    are 16-bit integers, so that every runtime reproduces it bit for bit.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_value: as :class:`BinaryConv2d`.
         reading: how the binary result meets the full-precision feature r:
             ``add``: RPReLU(BN(a * bconv(x))) + r;  ``modulate``: r + r * tanh(BN(a * bconv(x)));
             ``pointwise``: RPReLU(BN(a * bconv(x))) + depthwise(r), a full-precision 3x3 depth-wise path.
-        fraction_bits: fixed-point grid of the output, or -1 for plain float32.
+        fraction_bits: fixed-point grid of evaluation, or -1 for plain float32.
 
     Shapes: ``forward(x, r=None)``; r (default x) has channels that divide or are a multiple of OC
     (repeated or averaged), and the output's height and width.
@@ -218,21 +221,26 @@ class DotBinaryConv2d(nn.Module):
                                  pad_value=pad_value, binarize_input=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = None if reading == "modulate" else RPReLU(out_channels)
-        self.path = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False) \
-            if reading == "pointwise" else None
-        if self.path is not None:
+        self.path = None
+        if reading == "pointwise":
+            # Features are larger than inputs: 13 bits are ±32, at the price of coarser weights.
+            self.path = exact_conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False,
+                                     fraction_bits=fraction_bits, input_bits=13)
             nn.init.dirac_(self.path.weight, groups=in_channels)
 
     def fold(self) -> FoldedBinaryConv2d:
-        """The inference form; see :data:`SCALE_FRACTION_BITS` for the grid."""
-        norm = self.norm
+        """The inference form. Scales lie on the grid of :data:`SCALE_FRACTION_BITS`; biases and shifts on that of the
+        output and slopes on that of :data:`SLOPE_FRACTION_BITS`, or all with the scales without ``fraction_bits``."""
+        norm, fixed = self.norm, self.fraction_bits >= 0
+        shift_bits, slope_bits = (self.fraction_bits, SLOPE_FRACTION_BITS) if fixed else (SCALE_FRACTION_BITS,) * 2
         gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-        scale = _to_grid(self.conv.alpha() * gain)
-        bias = _to_grid(norm.bias.detach() - norm.running_mean * gain)
+        scale = _to_grid(self.conv.alpha() * gain, SCALE_FRACTION_BITS)
+        bias = _to_grid(norm.bias.detach() - norm.running_mean * gain, shift_bits)
         parameters = None
         if self.activation is not None:
             act = self.activation
-            parameters = _to_grid(torch.stack([act.shift_in, act.slope, act.shift_out]).detach())
+            rows = ((act.shift_in, shift_bits), (act.slope, slope_bits), (act.shift_out, shift_bits))
+            parameters = torch.stack([_to_grid(row.detach(), bits) for row, bits in rows])
         spec = BinaryConv2dSpec(**{
             **self.conv.spec.attributes(),
             "residual": int(Residual.MODULATE if self.reading == "modulate" else Residual.ADD),
@@ -262,16 +270,16 @@ class FrozenDotBinaryConv2d(nn.Module):
     def __init__(self, unit: DotBinaryConv2d):
         super().__init__()
         self.operator = unit.fold()
-        self.path = unit.path
+        self.path = unit.path.freeze() if isinstance(unit.path, ExactConv2d) else unit.path
 
     def forward(self, x, residual=None):
         r = x if residual is None else residual
         return self.operator(x, r if self.path is None else self.path(r))
 
 
-def _to_grid(x: torch.Tensor) -> torch.Tensor:
-    step = 2.0**SCALE_FRACTION_BITS
-    return torch.round(x * step) / step
+def _to_grid(x: torch.Tensor, fraction_bits: int) -> torch.Tensor:
+    step = 2.0**fraction_bits
+    return round_half_up(x * step) / step
 
 
 def _match(r: torch.Tensor, channels: int) -> torch.Tensor:

@@ -12,9 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from irstd_edge.nn.functional import match_channels
+from irstd_edge.nn.functional import fixed_point, match_channels, round_half_up
 
 UnitFactory = Callable[[int, int], nn.Module]
+
+
+class FixedPoint(nn.Module):
+    """The grid of the feature stream, between units: float map in, rounded map out, of the same shape.
+
+    Evaluation rounds half up to multiples of 2^-fraction_bits and saturates to ``bits`` bits; training, and
+    ``fraction_bits`` -1, pass values as they are.
+    """
+
+    def __init__(self, fraction_bits: int, bits: int = 16):
+        super().__init__()
+        self.fraction_bits, self.bits = fraction_bits, bits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training or self.fraction_bits < 0 else fixed_point(x, self.fraction_bits, self.bits)
+
+
+def grid_of(unit: nn.Module) -> FixedPoint:
+    """The grid that a unit computes on: its ``fraction_bits``; none where it has no such attribute, as a float unit."""
+    return FixedPoint(getattr(unit, "fraction_bits", -1))
 
 
 class Down(nn.Module):
@@ -23,9 +43,10 @@ class Down(nn.Module):
     def __init__(self, unit: UnitFactory, channels: int):
         super().__init__()
         self.unit = unit(channels, 2 * channels)
+        self.grid = grid_of(self.unit)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.unit(F.avg_pool2d(x, 2))
+        return self.unit(self.grid(F.avg_pool2d(x, 2)))
 
 
 class Up(nn.Module):
@@ -37,9 +58,10 @@ class Up(nn.Module):
     def __init__(self, unit: UnitFactory, channels: int):
         super().__init__()
         self.unit = unit(channels, channels // 2)
+        self.grid = grid_of(self.unit)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(self.unit(x), scale_factor=2, mode="bilinear", align_corners=False)
+        return self.grid(F.interpolate(self.unit(x), scale_factor=2, mode="bilinear", align_corners=False))
 
 
 class FloatUnit(nn.Module):
@@ -59,25 +81,28 @@ class FloatUnit(nn.Module):
 class ExactConv2d(nn.Conv2d):
     """A small full-precision convolution whose sums are exact in float32 whatever their order.
 
-    In evaluation the input is rounded to multiples of 2^-7 within [-8, 8], weight and bias to multiples of 2^-9
-    within [-2, 2]: nine such products and the bias fit into float32's 24 bits. Every runtime then gives the same
-    result to the last bit, and so the signs taken from it agree everywhere. Training is an ordinary convolution.
+    In evaluation the input is rounded to multiples of 2^-7 of ``input_bits`` bits (11: within ±8), weight and bias to
+    multiples of 2^(input_bits - 20) within ±2: fifteen such products and the bias fit into float32's 24 bits. Every
+    runtime then gives the same sums to the last bit, rounds them to the same ``fraction_bits`` (16 bits), and so the
+    signs taken from them agree everywhere. Training is an ordinary convolution.
     """
 
-    INPUT_STEP = 2.0**-7
-    INPUT_LIMIT = 8.0
-    WEIGHT_STEP = 2.0**-9
+    INPUT_FRACTION_BITS = 7
     WEIGHT_LIMIT = 2.0
+    MAX_TERMS = 15
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, fraction_bits: int = 8, input_bits: int = 11, **kwargs):
         super().__init__(*args, **kwargs)
+        self.fraction_bits, self.input_bits = fraction_bits, input_bits
         terms = self.weight[0].numel()
-        if terms > 15:
-            raise ValueError(f"ExactConv2d sums at most 15 products per output to stay exact, this one {terms}")
+        if terms > self.MAX_TERMS:
+            raise ValueError(
+                f"ExactConv2d sums at most {self.MAX_TERMS} products per output to stay exact, this one {terms}")
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         """A weight or bias on its grid; rounding twice changes nothing."""
-        return torch.clamp(torch.round(x / self.WEIGHT_STEP) * self.WEIGHT_STEP, -self.WEIGHT_LIMIT, self.WEIGHT_LIMIT)
+        step = 2.0 ** (20 - self.input_bits)
+        return torch.clamp(round_half_up(x * step) / step, -self.WEIGHT_LIMIT, self.WEIGHT_LIMIT)
 
     def freeze(self) -> FrozenExactConv2d:
         return FrozenExactConv2d(self)
@@ -86,16 +111,24 @@ class ExactConv2d(nn.Conv2d):
         return super().forward(x) if self.training else self.freeze()(x)
 
 
+def exact_conv2d(*args, fraction_bits: int, input_bits: int = 11, **kwargs) -> nn.Conv2d:
+    """An :class:`ExactConv2d`, or for ``fraction_bits`` -1 the plain convolution."""
+    if fraction_bits < 0:
+        return nn.Conv2d(*args, **kwargs)
+    return ExactConv2d(*args, fraction_bits=fraction_bits, input_bits=input_bits, **kwargs)
+
+
 class FrozenExactConv2d(nn.Module):
-    """:class:`ExactConv2d` for inference: the input rounded, the constants rounded once."""
+    """:class:`ExactConv2d` for inference: input and result rounded, the constants rounded once."""
 
     def __init__(self, conv: ExactConv2d):
         super().__init__()
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.fraction_bits, self.input_bits = conv.fraction_bits, conv.input_bits
         self.register_buffer("weight", conv._rounded(conv.weight.detach()))
         self.register_buffer("bias", None if conv.bias is None else conv._rounded(conv.bias.detach()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        step, limit = ExactConv2d.INPUT_STEP, ExactConv2d.INPUT_LIMIT
-        x = torch.clamp(torch.round(x * (1 / step)) * step, -limit, limit)
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        x = fixed_point(x, ExactConv2d.INPUT_FRACTION_BITS, self.input_bits)
+        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return fixed_point(x, self.fraction_bits)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from irstd_edge.opspec import Activation, BinaryConv2dSpec, OpSpecError, Residual
-
-INT16_MIN, INT16_MAX = -32768, 32767
+from irstd_edge.opspec import Activation, BinaryConv2dSpec, FixedPointSpec, OpSpecError, Residual
 
 
 def pack_bits(positive: torch.Tensor) -> torch.Tensor:
@@ -31,10 +29,25 @@ def unpack_bits(words: torch.Tensor, channels: int) -> torch.Tensor:
     return (bits.flatten(-2)[..., :channels] * 2 - 1).permute(0, 3, 1, 2).to(torch.float32).contiguous()
 
 
-def to_fixed_point(x: torch.Tensor, fraction_bits: int) -> torch.Tensor:
-    """Round half to even to multiples of ``2**-fraction_bits`` and saturate to 16 bits; float32 in and out."""
-    step = 2.0**fraction_bits
-    return torch.clamp(torch.round(x * step), INT16_MIN, INT16_MAX) / step
+def round_half_up(x: torch.Tensor) -> torch.Tensor:
+    """``floor(x + 1/2)``."""
+    return torch.floor(x + 0.5)
+
+
+def saturate(q: torch.Tensor, bits: int = 16) -> torch.Tensor:
+    """``q`` within the range of signed integers of ``bits`` bits; a NaN becomes the lowest one."""
+    low, high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+    return torch.nan_to_num(torch.clamp(q, low, high), nan=low)
+
+
+def to_integer(x: torch.Tensor, fraction_bits: int, bits: int = 16) -> torch.Tensor:
+    """``x`` in units of ``2**-fraction_bits``, rounded half up and saturated; an integer held as float32."""
+    return saturate(round_half_up(x * 2.0**fraction_bits), bits)
+
+
+def to_fixed_point(x: torch.Tensor, fraction_bits: int, bits: int = 16) -> torch.Tensor:
+    """Round half up to multiples of ``2**-fraction_bits`` and saturate to ``bits`` bits; float32 in and out."""
+    return to_integer(x, fraction_bits, bits) / 2.0**fraction_bits
 
 
 def match_channels(residual: torch.Tensor, channels: int) -> torch.Tensor:
@@ -79,25 +92,83 @@ def _binary_conv2d(x, weight, threshold, scale, bias, activation_parameters, res
     v = F.conv2d(
         b, signs, stride=(spec.stride_h, spec.stride_w), dilation=(spec.dilation_h, spec.dilation_w), groups=spec.groups
     )
-    v = v * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    a = _FloatArithmetic(spec) if spec.fraction_bits < 0 else _IntegerArithmetic(spec)
+    v = a.affine(v, scale.view(-1, 1, 1), bias.view(-1, 1, 1))
 
     def activate(u):
         if spec.activation == Activation.RPRELU:
-            shift_in, slope, shift_out = activation_parameters.view(3, -1, 1, 1)
-            u = u - shift_in
-            return torch.where(u >= 0, u, u * slope) + shift_out
-        if spec.activation == Activation.CLAMP:
-            return torch.clamp(u, spec.clamp_min, spec.clamp_max)
-        return u
+            return a.rprelu(u, *activation_parameters.view(3, -1, 1, 1))
+        return a.clamp(u) if spec.activation == Activation.CLAMP else u
 
     def combine(u):
         if spec.residual == Residual.NONE:
             return u
-        r = match_channels(residual_input, spec.out_channels)
-        return u + r if spec.residual == Residual.ADD else r + r * torch.tanh(u)
+        r = a.match(residual_input)
+        return a.add(u, r) if spec.residual == Residual.ADD else a.modulate(u, r)
 
-    y = combine(activate(v)) if spec.activation_first else activate(combine(v))
-    return to_fixed_point(y, spec.fraction_bits) if spec.fraction_bits >= 0 else y
+    return a.result(combine(activate(v)) if spec.activation_first else activate(combine(v)))
+
+
+class _FloatArithmetic:
+    """The steps behind the integer convolution in float32: ``fraction_bits = -1``."""
+
+    def __init__(self, spec: BinaryConv2dSpec):
+        self.spec = spec
+
+    def affine(self, acc, scale, bias):
+        return acc * scale + bias
+
+    def rprelu(self, v, shift_in, slope, shift_out):
+        t = v - shift_in
+        return torch.where(t >= 0, t, t * slope) + shift_out
+
+    def clamp(self, v):
+        return torch.clamp(v, self.spec.clamp_min, self.spec.clamp_max)
+
+    def match(self, residual):
+        return match_channels(residual, self.spec.out_channels)
+
+    def add(self, v, r):
+        return v + r
+
+    def modulate(self, v, r):
+        return r + r * torch.tanh(v)
+
+    def result(self, v):
+        return v
+
+
+class _IntegerArithmetic(_FloatArithmetic):
+    """The same steps on 16-bit integers, held as float32, in units of ``2**-fraction_bits``."""
+
+    def __init__(self, spec: BinaryConv2dSpec):
+        super().__init__(spec)
+        self.step = 2.0**spec.fraction_bits
+
+    def affine(self, acc, scale, bias):
+        return self.add(to_integer(acc * scale, self.spec.fraction_bits), round_half_up(bias * self.step))
+
+    def rprelu(self, v, shift_in, slope, shift_out):
+        t = saturate(v - round_half_up(shift_in * self.step))
+        t = torch.where(t >= 0, t, saturate(round_half_up(t * slope)))
+        return self.add(t, round_half_up(shift_out * self.step))
+
+    def clamp(self, v):
+        low, high = (to_integer(torch.tensor(b), self.spec.fraction_bits).item()
+                     for b in (self.spec.clamp_min, self.spec.clamp_max))
+        return torch.clamp(v, low, high)
+
+    def match(self, residual):
+        return round_half_up(match_channels(to_integer(residual, self.spec.fraction_bits), self.spec.out_channels))
+
+    def add(self, v, r):
+        return saturate(v + r)
+
+    def modulate(self, v, r):
+        return to_integer(super().modulate(v / self.step, r / self.step), self.spec.fraction_bits)
+
+    def result(self, v):
+        return v / self.step
 
 
 @torch.library.register_fake("irstd::binary_conv2d")
@@ -110,6 +181,25 @@ def _(x, weight, threshold, scale, bias, activation_parameters, residual_input, 
     return x.new_empty(
         (x.shape[0], spec.out_channels, height // spec.stride_h + 1, width // spec.stride_w + 1), dtype=torch.float32
     )
+
+
+torch.library.define("irstd::fixed_point", "(Tensor x, int fraction_bits, int bits) -> Tensor")
+
+
+@torch.library.impl("irstd::fixed_point", "CompositeExplicitAutograd")
+def _fixed_point(x, fraction_bits, bits):
+    spec = FixedPointSpec(fraction_bits, bits)
+    return to_fixed_point(x, spec.fraction_bits, spec.bits)
+
+
+@torch.library.register_fake("irstd::fixed_point")
+def _(x, fraction_bits, bits):
+    return torch.empty_like(x)
+
+
+def fixed_point(x: torch.Tensor, fraction_bits: int, bits: int = 16) -> torch.Tensor:
+    """``irstd.FixedPoint`` as :mod:`irstd_edge.opspec` defines it; float32 in and out, no gradient."""
+    return torch.ops.irstd.fixed_point(x, fraction_bits, bits)
 
 
 def binary_conv2d(

@@ -48,7 +48,8 @@ def native_library():
     from irstd_edge.runtimes import library
 
     try:
-        return library.find("ort"), library.find("tflite")
+        ort, tflite, _ = map(library.find, ("ort", "tflite", "native"))
+        return ort, tflite
     except MissingError as e:
         if os.environ.get("IRSTD_ALLOW_NO_NATIVE") == "1":
             pytest.skip(str(e))

@@ -36,35 +36,47 @@ def binary_conv2d(x, weight, threshold, scale, bias, parameters=None, residual_i
                 rows, columns = i * dh + sh * np.arange(oh), j * dw + sw * np.arange(ow)
                 part = b[:, first:first + per][:, :, rows][:, :, :, columns]
                 acc[:, o] += (part * signs[o, :, i, j].reshape(1, -1, 1, 1)).sum(1)
+    # With fraction_bits every step rounds half up to integers and saturates; without, both are nothing.
+    bits = a.get("fraction_bits", -1)
+    unit = f(2.0 ** max(bits, 0))
+    rnd = (lambda v: np.floor(v + f(0.5))) if bits >= 0 else lambda v: v
+    sat = (lambda q: np.clip(q, f(-32768), f(32767))) if bits >= 0 else lambda q: q
     col = lambda v: v.reshape(1, -1, 1, 1)  # noqa: E731
-    v = acc.astype(f) * col(scale) + col(bias)
+    v = sat(sat(rnd(acc.astype(f) * col(scale) * unit)) + rnd(col(bias) * unit))
 
     def activate(u):
         if a.get("activation", 0) == 1:
-            t = u - col(parameters[0])
-            return np.where(t >= 0, t, t * col(parameters[1])) + col(parameters[2])
+            t = sat(u - rnd(col(parameters[0]) * unit))
+            return sat(np.where(t >= 0, t, sat(rnd(t * col(parameters[1])))) + rnd(col(parameters[2]) * unit))
         if a.get("activation", 0) == 2:
-            return np.minimum(np.maximum(u, f(a.get("clamp_min", -np.inf))), f(a.get("clamp_max", np.inf)))
+            low, high = (sat(rnd(f(a.get(k, d)) * unit)) for k, d in (("clamp_min", -np.inf), ("clamp_max", np.inf)))
+            return np.minimum(np.maximum(u, low), high)
         return u
 
     def combine(u):
         if not a.get("residual", 0):
             return u
-        r, rc = residual_input, residual_input.shape[1]
+        r, rc = sat(rnd(residual_input * unit)), residual_input.shape[1]
         if rc < oc:
-            r = np.stack([residual_input[:, o % rc] for o in range(oc)], 1)
+            r = np.stack([r[:, o % rc] for o in range(oc)], 1)
         elif rc > oc:
-            total = residual_input[:, :oc]
+            total = r[:, :oc]
             for k in range(1, rc // oc):
-                total = total + residual_input[:, k * oc:(k + 1) * oc]
-            r = total / f(rc // oc)
-        return u + r if a["residual"] == 1 else r + r * np.tanh(u)
+                total = total + r[:, k * oc:(k + 1) * oc]
+            r = rnd(total / f(rc // oc))
+        return sat(u + r) if a["residual"] == 1 else sat(rnd((r / unit + r / unit * np.tanh(u / unit)) * unit))
 
     y = combine(activate(v)) if a.get("activation_first", 1) else activate(combine(v))
-    bits = a.get("fraction_bits", -1)
-    if bits >= 0:
-        y = np.clip(np.rint(y * f(2.0**bits)), -32768, 32767) / f(2.0**bits)
-    return y.astype(f)
+    return (y / unit).astype(f)
+
+
+def fixed_point(x, fraction_bits, bits):
+    """``irstd.FixedPoint`` in float32, as specified: the sum with 1/2 is rounded too."""
+    f = np.float32
+    low, high = f(-(2.0 ** (bits - 1))), f(2.0 ** (bits - 1) - 1)
+    with np.errstate(over="ignore"):
+        q = np.floor(x * f(2.0**fraction_bits) + f(0.5))
+    return np.clip(np.where(np.isnan(q), low, q), low, high) / f(2.0**fraction_bits)
 
 
 class BinaryConv2d(OpRun):
@@ -77,10 +89,17 @@ class BinaryConv2d(OpRun):
         return (binary_conv2d(x, weight, threshold, scale, bias, activation_parameters, residual_input, **attributes),)
 
 
+class FixedPoint(OpRun):
+    op_domain = "irstd"
+
+    def _run(self, x, version, fraction_bits, bits):
+        return (fixed_point(x, fraction_bits, bits),)
+
+
 def evaluate(model, x):
     """Run an onnx-ir model by the reference evaluator."""
     proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
-    return ReferenceEvaluator(proto, new_ops=[BinaryConv2d]).run(None, {proto.graph.input[0].name: x})[0]
+    return ReferenceEvaluator(proto, new_ops=[BinaryConv2d, FixedPoint]).run(None, {proto.graph.input[0].name: x})[0]
 
 
 def run_ort(model, x):
@@ -170,6 +189,9 @@ class Graph:
         while inputs[-1] is None:
             inputs.pop()
         return self.op("BinaryConv2d", *inputs, domain="irstd", **{**defaults, **attributes})
+
+    def fixed_point(self, x, fraction_bits, bits):
+        return self.op("FixedPoint", x, domain="irstd", version=1, fraction_bits=fraction_bits, bits=bits)
 
     def proto(self, output, dynamic=False, outputs=()):
         size = ["H", "W"] if dynamic else list(self.size)

@@ -36,6 +36,8 @@ def test_biisnet_has_one_named_node_a_layer(biisnet, biisnet_capture):
     assert biisnet_capture.dynamic and biisnet_capture.unused == ()
     assert sorted(n.metadata_props[LAYER] for n in binary_nodes(biisnet_capture.model)) == sorted(layers)
     assert len(layers) == 16
+    grids = [n.metadata_props[LAYER] for n in biisnet_capture.model.graph if n.op_type == "FixedPoint"]
+    assert grids == ["stem", "stem", "down1.grid", "down2.grid", "up2.grid", "grid", "up1.grid", "grid"]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 96), (36, 100)])

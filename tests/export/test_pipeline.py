@@ -141,7 +141,7 @@ def test_exit_code_of_a_difference(project, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, code, message", [
     (["biisnet", "--untrained", "--to", "onx"], 3, "did you mean 'onnx'"),
-    (["biisnet", "--untrained", "--to", "tensorflow"], 3, "known: onnx, tflite, portable"),
+    (["biisnet", "--untrained", "--to", "tensorflow"], 3, "known: onnx, tflite, native, portable"),
     (["biisnet", "--untrained", "--to", ","], 2, "no target is named"),
     (["biisnet", "--untrained", "--input-size", "30"], 2, "multiples of 4"),
     (["biisnet", "--untrained", "--input-size", "30x"], 2, "height and width"),

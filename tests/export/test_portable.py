@@ -1,15 +1,23 @@
 """The portable and onnx files."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from export_truth import run_ort
+from export_truth import run_ort, run_tflite
+from torch import nn
 
+from irstd_edge.export.capture import capture
 from irstd_edge.export.layers import describe_layers
+from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.specialize import Specialize
 from irstd_edge.export.targets.onnx import to_onnx
 from irstd_edge.export.targets.portable import lowered
+from irstd_edge.export.targets.tflite import to_tflite
+from irstd_edge.nn.binary import DotBinaryConv2d, RPReLU
+from irstd_edge.nn.blocks import Down, ExactConv2d, Up, grid_of
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +75,53 @@ def test_layer_table(biisnet, biisnet_compressed):
     plain = {r.name: r for r in describe_layers(lowered(biisnet_compressed), static, "standard operators only")}
     assert plain["encoder1.0"].downgraded and plain["encoder1.0"].reason == "standard operators only"
     assert plain["encoder1.0"].macs == unit.macs and not plain["stem"].downgraded
+
+
+class Saturating(nn.Module):
+    """Every building block on the grid, features that reach the ends of 16 bits, and no head: all of it is exact."""
+
+    size_multiple = 2
+
+    def __init__(self, reading="add"):
+        super().__init__()
+        unit = partial(DotBinaryConv2d, reading=reading)
+        self.stem = ExactConv2d(1, 4, 3, padding=1)
+        self.first, self.down, self.up = unit(4, 4), Down(unit, 4), Up(unit, 8)
+        self.grid = grid_of(self.first)
+        with torch.no_grad():
+            for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
+                norm.weight.normal_(0, 60)
+                norm.bias.normal_(0, 10)
+            for p in (p for m in self.modules() if isinstance(m, RPReLU) for p in m.parameters()):
+                p.uniform_(0.5, 2)
+
+    def forward(self, x):
+        x = self.first(self.stem(x))
+        return self.grid(self.up(self.down(x)) + x)
+
+
+@pytest.mark.parametrize("reading", ["add", "pointwise"])
+def test_every_target_gives_the_same_bits_also_where_values_saturate(reading, native_library):
+    import onnxruntime as ort
+    from ai_edge_litert.interpreter import load_delegate
+
+    torch.manual_seed(5)
+    network = Saturating(reading).eval()
+    model = compress(capture(network, (24, 32)).model)
+    x = (4 * torch.randn(1, 1, 24, 32)).round(decimals=1)
+    x[0, 0, 0, :5] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -0.0])
+    with torch.no_grad():
+        want = network(x).numpy()
+    assert (want == 32767 / 256).any() and (want == -128).any()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.register_custom_ops_library(str(native_library[0]))
+    session = ort.InferenceSession(to_onnx(model), options, providers=["CPUExecutionProvider"])
+    delegates = [load_delegate(str(native_library[1]))]
+    for name, y in {
+        "onnx": session.run(None, {"input": x.numpy()})[0],
+        "portable": run_ort(lowered(model), x.numpy()),
+        "tflite": run_tflite(to_tflite(model, (24, 32)).data, x.numpy(), delegates),
+        "tflite, lowered": run_tflite(to_tflite(lowered(model), (24, 32)).data, x.numpy()),
+    }.items():
+        np.testing.assert_array_equal(y, want, err_msg=name)

@@ -72,6 +72,43 @@ def clamp(v, low, high):
     return np.where(np.float32(high) < v, np.float32(high), v)
 
 
+def half_up(v):
+    return np.floor(v + np.float32(0.5))
+
+
+def sat(q):
+    return np.where(q > -32768, np.minimum(q, np.float32(32767)), np.float32(-32768))
+
+
+def integer_epilogue(acc, scale, bias, parameters, residual, a: dict) -> np.ndarray:
+    """The steps of fraction_bits >= 0: integers held as float32."""
+    step = np.float32(2 ** a["fraction_bits"])
+
+    def column(p):
+        return p.astype(np.float32)[:, None, None]
+
+    def activate(v):
+        if a["activation"] == 1:
+            t = sat(v - half_up(column(parameters[0]) * step))
+            t = np.where(t < 0, sat(half_up(t * column(parameters[1]))), t)
+            return sat(t + half_up(column(parameters[2]) * step))
+        bounds = [sat(half_up(np.float32(a[k]) * step)) for k in ("clamp_min", "clamp_max")]
+        return clamp(v, *bounds) if a["activation"] == 2 else v
+
+    def combine(v):
+        if a["residual"] == 0:
+            return v
+        r = match(sat(half_up(residual * step)), len(scale))
+        r = half_up(r) if residual.shape[1] > len(scale) else r
+        if a["residual"] == 1:
+            return sat(v + r)
+        return sat(half_up((r / step + r / step * tanh(v / step)) * step))
+
+    v = sat(half_up(acc.astype(np.float32) * column(scale) * step))
+    v = sat(v + half_up(column(bias) * step))
+    return (combine(activate(v)) if a["activation_first"] else activate(combine(v))) / step
+
+
 def epilogue(acc, scale, bias, parameters, residual, a: dict) -> np.ndarray:
     def column(p):
         return p.astype(np.float32)[:, None, None]
@@ -89,12 +126,13 @@ def epilogue(acc, scale, bias, parameters, residual, a: dict) -> np.ndarray:
         return v + r if a["residual"] == 1 else r + r * tanh(v)
 
     with np.errstate(all="ignore"):
+        if a["fraction_bits"] >= 0:
+            y = integer_epilogue(acc, scale, bias, parameters, residual, a)
+            assert y.dtype == np.float32
+            return y
         v = acc.astype(np.float32) * column(scale)
         v = v + column(bias)
         y = combine(activate(v)) if a["activation_first"] else activate(combine(v))
-        if a["fraction_bits"] >= 0:
-            step = np.float32(2 ** a["fraction_bits"])
-            y = clamp(np.rint(y * step), -32768, 32767) / step
     assert y.dtype == np.float32
     return y
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 
 import kernel_truth as truth
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from kernel_library import NCHW, NHWC, RUN
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "binary_conv2d_fixed_point.json").read_text())
 CHUNKS, CASES = 21, 100  # configurations per instruction set, each in both layouts
 
 
@@ -81,7 +84,9 @@ def random_case(rng: np.random.Generator) -> dict:
     if a["residual"]:
         divisors = [d for d in range(1, oc + 1) if oc % d == 0]
         channels = int(pick([oc, int(pick(divisors)), oc * int(rng.integers(2, 5))], p=[0.5, 0.25, 0.25]))
-        residual = normal(batch, channels, oh, ow)
+        residual = normal(batch, channels, oh, ow, scale=float(pick([1, 1, 1000])))
+        special = rng.random(residual.shape) < 0.02
+        residual[special] = pick(np.array([np.nan, np.inf, -np.inf, -0.0, 1e30], np.float32), int(special.sum()))
     return {
         "a": a, "x": x, "w": np.where(rng.random((oc, ic // groups, kh, kw)) < 0.5, -1, 1), "threshold": threshold,
         "scale": normal(oc, scale=0.1), "bias": normal(oc),
@@ -177,11 +182,17 @@ class TestByHand:
         case = simple_case(x, np.array([[[[1, -1]]]]))
         assert run(core, case, layout)[0, 0, 0].tolist() == [2, 0, 0]
 
-    def test_rounding_is_half_to_even_and_saturates(self, core, layout):
-        x = np.ones((1, 1, 1, 6))
-        case = simple_case(x, np.ones((1, 1, 1, 1), int), residual=1, fraction_bits=1)
-        case["residual"] = np.array([0.25, 0.75, -1.25, -1.75, 1e9, -1e9]).reshape(1, 1, 1, 6) - 1
-        assert run(core, case, layout).ravel().tolist() == [0, 1, -1, -2, 16383.5, -16384]
+    @pytest.mark.parametrize("golden", GOLDEN["cases"], ids=lambda c: c["name"])
+    def test_fixed_point_steps(self, core, layout, golden):
+        oc, width = len(golden["scale"]), len(golden["x"])
+        case = simple_case(np.reshape(golden["x"], (1, 1, 1, width)), np.ones((oc, 1, 1, 1), int),
+                           **golden["attributes"])  # fmt: skip
+        case |= {"scale": np.array(golden["scale"]), "bias": np.array(golden["bias"])}
+        if "parameters" in golden:
+            case["parameters"] = np.array(golden["parameters"])
+        if "residual" in golden:
+            case["residual"] = np.array(golden["residual"], np.float32).reshape(1, -1, 1, width)
+        assert run(core, case, layout).reshape(oc, width).tolist() == golden["y"]
 
     def test_activation_and_residual_order(self, core, layout):
         x = np.array([1.0, -1.0]).reshape(1, 1, 1, 2)
@@ -211,10 +222,12 @@ class TestByHand:
             case["x"] = -case["x"]
             assert run(core, case, layout).ravel().tolist() == [-channels * kernel * kernel]
 
+    @pytest.mark.parametrize("fraction_bits", [-1, 8])
     @pytest.mark.parametrize("scale", [3e38, 1e-40, np.inf, np.nan, 0.0])
-    def test_extreme_scales(self, core, layout, scale):
+    def test_extreme_scales(self, core, layout, scale, fraction_bits):
         rng = np.random.default_rng(0)
-        case = simple_case(rng.normal(size=(1, 4, 3, 37)), np.where(rng.random((2, 4, 1, 1)) < 0.5, -1, 1))
+        case = simple_case(rng.normal(size=(1, 4, 3, 37)), np.where(rng.random((2, 4, 1, 1)) < 0.5, -1, 1),
+                           fraction_bits=fraction_bits)  # fmt: skip
         case["scale"] = np.array([scale, 0.5], np.float32)
         truth.assert_same_bits(run(core, case, layout), expected(case))
 

@@ -1,5 +1,8 @@
 """The reference operator against independent numpy integer arithmetic."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit_truth import integer_convolution
 
-from irstd_edge.nn.functional import binary_conv2d, match_channels, pack_bits, to_fixed_point, unpack_bits
+from irstd_edge.nn.functional import binary_conv2d, fixed_point, match_channels, pack_bits, unpack_bits
 from irstd_edge.opspec import BinaryConv2dSpec, OpSpecError
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "binary_conv2d_fixed_point.json").read_text())
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,10 +84,45 @@ def test_scale_bias_activation_and_residual_orders():
     assert modulated == pytest.approx([10 + 10 * np.tanh(2), 20 - 20 * np.tanh(2)], rel=1e-6)
 
 
-def test_fixed_point_rounds_half_to_even_and_saturates():
-    x = torch.tensor([0.125, 0.375, -0.125, -0.375, 0.3, 1e9, -1e9])
-    assert to_fixed_point(x, 2).tolist() == [0.0, 0.5, 0.0, -0.5, 0.25, 32767 / 4, -32768 / 4]
-    assert point(fraction_bits=0)([1.0, -1.0], 40000.0) == [32767.0, -32768.0]
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: c["name"])
+def test_fixed_point_steps_by_hand(case):
+    def tensor(name, *shape):
+        return torch.tensor([[float(v) for v in np.atleast_1d(row)] for row in case[name]]).reshape(shape) \
+            if name in case else None
+
+    oc, width = len(case["scale"]), len(case["x"])
+    spec = BinaryConv2dSpec(1, oc, 1, 1, 0, **case["attributes"])
+    got = binary_conv2d(tensor("x", 1, 1, 1, width), torch.ones(oc, 1, 1, 1, dtype=torch.int32), torch.zeros(1),
+                        tensor("scale", oc), tensor("bias", oc), spec, tensor("parameters", 3, oc),
+                        tensor("residual", 1, -1, 1, width))
+    assert got.reshape(oc, width).tolist() == case["y"]
+
+
+def test_fixed_point_rounds_half_up_and_saturates():
+    x = torch.tensor([0.125, 0.375, -0.125, -0.375, 0.3, 1e9, -1e9, torch.nan, torch.inf, -torch.inf])
+    low, high = -32768 / 4, 32767 / 4
+    assert fixed_point(x, 2).tolist() == [0.25, 0.5, 0.0, -0.25, 0.25, high, low, low, high, low]
+    assert fixed_point(torch.tensor([8.0, -9.0, 7.99]), 7, 11).tolist() == [8 - 1 / 128, -8.0, 8 - 1 / 128]
+    for fraction_bits, bits in ((16, 16), (-1, 16), (0, 17), (0, 1)):
+        with pytest.raises(OpSpecError, match="bits must be"):
+            fixed_point(x, fraction_bits, bits)
+
+
+@given(st.lists(st.floats(width=32, allow_subnormal=False), min_size=1, max_size=20), st.integers(0, 15),
+       st.integers(2, 16))
+@settings(max_examples=300, deadline=None)
+def test_fixed_point_is_the_nearest_number_of_its_grid(values, fraction_bits, bits):
+    x = np.array(values, np.float32)
+    y = fixed_point(torch.from_numpy(x), fraction_bits, bits)
+    q = y.numpy().astype(np.float64) * 2.0**fraction_bits
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    assert np.all(q == np.rint(q)) and np.all((low <= q) & (q <= high))
+    assert torch.equal(fixed_point(y, fraction_bits, bits), y)  # once is enough
+    wanted = np.clip(np.where(np.isnan(x), -np.inf, x.astype(np.float64)) * 2.0**fraction_bits, low, high)
+    # Beside the exact half there is float32's own rounding of x * 2^f + 1/2.
+    assert np.all(np.abs(q - wanted) <= 0.5 + 2.0**-8)
+    order = np.argsort(x[~np.isnan(x)])
+    assert np.all(np.diff(q[~np.isnan(x)][order]) >= 0)
 
 
 def test_residual_channels_are_repeated_or_averaged():

@@ -3,8 +3,9 @@ import torch
 
 from irstd_edge.models.biisnet import biisnet, biisnet_float
 from irstd_edge.models.registry import MODELS, UnknownModelError, get_model
-from irstd_edge.nn.binary import DOT_READINGS
-from irstd_edge.nn.blocks import ExactConv2d
+from irstd_edge.nn.binary import DOT_READINGS, DotBinaryConv2d
+from irstd_edge.nn.blocks import ExactConv2d, FixedPoint
+from irstd_edge.nn.functional import fixed_point
 from irstd_edge.nn.inference import freeze
 
 
@@ -56,6 +57,33 @@ def test_training_and_evaluation_agree_but_for_what_the_grids_round():
         evaluated = network.eval()(x)
     assert (trained - evaluated).abs().mean() < 0.05
     assert torch.corrcoef(torch.stack([trained.flatten(), evaluated.flatten()]))[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("reading", DOT_READINGS)
+def test_every_map_that_meets_a_unit_lies_on_the_grid(reading):
+    torch.manual_seed(0)
+    network, seen = biisnet(reading, channels=8, blocks=1, bottleneck=1), []
+    with torch.no_grad():
+        network(torch.randn(2, 1, 32, 32))
+        for module in network.modules():
+            if isinstance(module, DotBinaryConv2d):
+                module.register_forward_hook(lambda m, inputs, y: seen.extend([*inputs, y]))
+        network.eval()(200 * torch.randn(1, 1, 20, 28))
+    assert len(seen) >= 18
+    for x in seen:
+        assert torch.equal(fixed_point(x, 8, 16), x)
+
+
+def test_nothing_is_rounded_in_training_nor_in_the_float_twin():
+    x = torch.randn(1, 1, 16, 16) / 3
+    for module in (ExactConv2d(1, 2, 3, padding=1), FixedPoint(2)):
+        rounded = module.eval()(x)
+        assert not torch.equal(module.train()(x), rounded)
+        assert torch.equal(rounded * 256, (rounded * 256).round())
+    assert torch.equal(FixedPoint(-1).eval()(x), x)
+    twin = biisnet_float().eval()
+    assert not any(isinstance(m, ExactConv2d) for m in twin.modules())
+    assert all(m.fraction_bits < 0 for m in twin.modules() if isinstance(m, FixedPoint))
 
 
 def test_twin_has_the_same_shapes():

@@ -1,6 +1,6 @@
 import pytest
 
-from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, BinaryConv2dSpec, OpSpecError
+from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, FIXED_POINT, BinaryConv2dSpec, FixedPointSpec, OpSpecError
 
 BASE = {"in_channels": 8, "out_channels": 16, "kernel_h": 3, "kernel_w": 3, "pad_value": 0}
 MANDATORY = {"version": 1, "bit_order": 1, **BASE}
@@ -48,6 +48,17 @@ def test_attributes_round_trip_and_name_the_unknown_and_the_missing():
     for name in MANDATORY:
         with pytest.raises(OpSpecError, match=f"missing.*{name}"):
             BinaryConv2dSpec.from_attributes({k: v for k, v in MANDATORY.items() if k != name})
+
+
+def test_fixed_point():
+    spec = FixedPointSpec.from_attributes({"version": 1, "fraction_bits": 7, "bits": 11})
+    assert spec.attributes() == {"version": 1, "fraction_bits": 7, "bits": 11}
+    with pytest.raises(OpSpecError, match=r"missing attributes of irstd\.FixedPoint: version, bits"):
+        FixedPointSpec.from_attributes({"fraction_bits": 7})
+    for attribute in FIXED_POINT.attributes:
+        for value in _bad_values(attribute):
+            with pytest.raises(OpSpecError, match=attribute.name):
+                FixedPointSpec(**{"fraction_bits": 7, "bits": 11, attribute.name: value})
 
 
 def test_sizes():

@@ -7,6 +7,7 @@
 
 #define IRSTD_DOMAIN "irstd"
 #define IRSTD_BINARY_CONV2D "BinaryConv2d"
+#define IRSTD_FIXED_POINT "FixedPoint"
 #define IRSTD_OPSET_VERSION 1
 #define IRSTD_WORD_BITS 32
 #define IRSTD_BIT_ORDER_LSB_PLUS_ONE 1
@@ -44,5 +45,10 @@
     X(float, clamp_min, 0, -INFINITY, -INFINITY, INFINITY) \
     X(float, clamp_max, 0, INFINITY, -INFINITY, INFINITY) \
     X(int32_t, fraction_bits, 0, -1, -1, 15)
+
+#define IRSTD_FIXED_POINT_ATTRIBUTES(X) \
+    X(int32_t, version, 1, INT32_MIN, 1, 1) \
+    X(int32_t, fraction_bits, 1, INT32_MIN, 0, 15) \
+    X(int32_t, bits, 1, INT32_MIN, 2, 16)
 
 #endif

@@ -42,6 +42,24 @@ static void pack_row(const irstd_image *image, int64_t row, uint32_t *bits) {
         }
 }
 
+/* Half up. */
+static float round_half_up(float v) { return floorf(v + 0.5f); }
+
+/* A NaN becomes the lowest value. */
+static float saturate(float q) {
+    q = q > -32768.0f ? q : -32768.0f;
+    return q < 32767.0f ? q : 32767.0f;
+}
+
+/* In units of the fixed-point step. */
+static float to_integer(const irstd_bconv2d *op, float v) { return saturate(round_half_up(v * op->fraction_step)); }
+
+/* One value of the residual, an integer where the operator is fixed point. */
+static float residual_value(const irstd_image *image, int64_t index) {
+    float r = image->residual[index];
+    return image->op->a.fraction_bits < 0 ? r : to_integer(image->op, r);
+}
+
 /* The residual at one output value, its channels repeated or averaged to OC. */
 static float matched_residual(const irstd_image *image, int oc, int64_t row, int64_t column) {
     int64_t channels = image->residual_channels, count = channels / image->op->a.out_channels;
@@ -49,16 +67,19 @@ static float matched_residual(const irstd_image *image, int oc, int64_t row, int
     int64_t first = oc % channels;
     int64_t start = image->op->layout == IRSTD_NCHW ? first * plane + pixel : pixel * channels + first;
     int64_t step = image->op->layout == IRSTD_NCHW ? image->op->a.out_channels * plane : image->op->a.out_channels;
-    float sum = image->residual[start];
+    float sum = residual_value(image, start);
     if (count <= 1) return sum;
-    for (int64_t i = 1; i < count; i++) sum += image->residual[start + i * step];
-    return sum / (float)count;
+    for (int64_t i = 1; i < count; i++) sum += residual_value(image, start + i * step);
+    sum /= (float)count;
+    return image->op->a.fraction_bits < 0 ? sum : round_half_up(sum);
 }
+
+static float modulate(float v, float r) { return r + r * tanhf(v); }
 
 static float combine(const irstd_image *image, float v, int oc, int64_t row, int64_t column) {
     if (image->op->a.residual == IRSTD_RESIDUAL_NONE) return v;
     float r = matched_residual(image, oc, row, column);
-    return image->op->a.residual == IRSTD_RESIDUAL_ADD ? v + r : r + r * tanhf(v);
+    return image->op->a.residual == IRSTD_RESIDUAL_ADD ? v + r : modulate(v, r);
 }
 
 static float clamp(float v, float low, float high) {
@@ -81,12 +102,39 @@ static float finish(const irstd_image *image, int acc, int oc, int64_t row, int6
     const irstd_bconv2d *op = image->op;
     float v = (float)acc * op->scale[oc];
     v = v + op->bias[oc];
+    if (op->a.activation_first) return combine(image, activate(op, v, oc), oc, row, column);
+    return activate(op, combine(image, v, oc, row, column), oc);
+}
+
+/* The same steps on 16-bit integers, held as float. */
+static float combine_integer(const irstd_image *image, float v, int oc, int64_t row, int64_t column) {
+    if (image->op->a.residual == IRSTD_RESIDUAL_NONE) return v;
+    float r = matched_residual(image, oc, row, column), step = image->op->fraction_step;
+    return image->op->a.residual == IRSTD_RESIDUAL_ADD ? saturate(v + r)
+                                                       : to_integer(image->op, modulate(v / step, r / step));
+}
+
+static float activate_integer(const irstd_bconv2d *op, float v, int oc) {
+    const float *parameters = op->activation_parameters + oc;
+    int channels = op->a.out_channels;
+    if (op->a.activation == IRSTD_ACTIVATION_RPRELU) {
+        float t = saturate(v - round_half_up(parameters[0] * op->fraction_step));
+        if (t < 0) t = saturate(round_half_up(t * parameters[channels]));
+        return saturate(t + round_half_up(parameters[2 * channels] * op->fraction_step));
+    }
+    if (op->a.activation != IRSTD_ACTIVATION_CLAMP) return v;
+    return clamp(v, to_integer(op, op->a.clamp_min), to_integer(op, op->a.clamp_max));
+}
+
+static float finish_integer(const irstd_image *image, int acc, int oc, int64_t row, int64_t column) {
+    const irstd_bconv2d *op = image->op;
+    float v = to_integer(op, (float)acc * op->scale[oc]);
+    v = saturate(v + round_half_up(op->bias[oc] * op->fraction_step));
     if (op->a.activation_first)
-        v = combine(image, activate(op, v, oc), oc, row, column);
+        v = combine_integer(image, activate_integer(op, v, oc), oc, row, column);
     else
-        v = activate(op, combine(image, v, oc, row, column), oc);
-    if (op->a.fraction_bits < 0) return v;
-    return clamp(rintf(v * op->fraction_step), -32768.0f, 32767.0f) / op->fraction_step;
+        v = activate_integer(op, combine_integer(image, v, oc, row, column), oc);
+    return v / op->fraction_step;
 }
 
 static int dot(const irstd_image *image, const uint32_t *bits, int oc, int64_t row, int64_t column) {
@@ -125,7 +173,9 @@ static void rows(const irstd_image *image, int64_t first, int64_t last, void *sc
         }
         for (int oc = 0; oc < channels; oc++)
             for (int64_t column = 0; column < size->out_width; column++) {
-                float y = finish(image, dot(image, bits, oc, row, column), oc, row, column);
+                int acc = dot(image, bits, oc, row, column);
+                float y = op->a.fraction_bits < 0 ? finish(image, acc, oc, row, column)
+                                                  : finish_integer(image, acc, oc, row, column);
                 image->y[op->layout == IRSTD_NCHW ? (oc * size->out_height + row) * size->out_width + column
                                                   : (row * size->out_width + column) * channels + oc] = y;
             }

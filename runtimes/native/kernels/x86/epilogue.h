@@ -1,7 +1,7 @@
 /* From integer accumulators of one tile to float outputs, 8 lanes at a time: scale, bias, activation,
- * residual, fixed point, in the order and rounding of irstd_edge/opspec.py. NCHW: lanes are pixels;
- * NHWC: lanes are channels. The frequent combinations are compiled as straight-line code; the others
- * run the same code with run-time choices. */
+ * residual, in the order and rounding of irstd_edge/opspec.py; fixed-point steps are on integers held as
+ * float. NCHW: lanes are pixels; NHWC: lanes are channels. The frequent combinations are compiled as
+ * straight-line code; the others run the same code with run-time choices. */
 #ifndef IRSTD_X86_EPILOGUE_H
 #define IRSTD_X86_EPILOGUE_H
 
@@ -26,7 +26,8 @@ typedef struct {
     __m256 scale, bias, shift_in, slope, shift_out;
 } irstd_lane_constants;
 
-/* Made once per call: divisions are as dear as many lanes of the epilogue. */
+/* Made once per call: divisions are as dear as many lanes of the epilogue. The bounds of the clamp are integers where
+ * the operator is fixed point. */
 typedef struct {
     __m256 low, high, step, inverse, count;
     int64_t parts; /* residual channels averaged to one */
@@ -62,6 +63,27 @@ IRSTD_INLINE __m256 irstd_clamp(__m256 v, __m256 low, __m256 high) {
     return _mm256_min_ps(high, _mm256_max_ps(low, v));
 }
 
+/* Half up. */
+IRSTD_INLINE __m256 irstd_round(__m256 v) { return _mm256_floor_ps(_mm256_add_ps(v, _mm256_set1_ps(0.5f))); }
+
+/* The range of 16 bits. Operand order makes a NaN the lowest value. */
+IRSTD_INLINE __m256 irstd_saturate(__m256 q) {
+    return _mm256_min_ps(_mm256_max_ps(q, _mm256_set1_ps(-32768.0f)), _mm256_set1_ps(32767.0f));
+}
+
+/* In units of the fixed-point step. */
+IRSTD_INLINE __m256 irstd_to_integer(__m256 v, __m256 step) {
+    return irstd_saturate(irstd_round(_mm256_mul_ps(v, step)));
+}
+
+/* An added constant of the fixed-point steps. */
+IRSTD_INLINE __m256 irstd_integer_constant(__m256 v, const irstd_shared_constants *shared, irstd_style style) {
+    return style.fixed ? irstd_round(_mm256_mul_ps(v, shared->step)) : v;
+}
+
+/* The result of a sum that saturates where the operator is fixed point. */
+IRSTD_INLINE __m256 irstd_sum(__m256 v, irstd_style style) { return style.fixed ? irstd_saturate(v) : v; }
+
 /* The one tanhf of the C library, so that every variant rounds alike. */
 static inline __m256 irstd_tanh(__m256 v) {
     float lanes[IRSTD_LANES];
@@ -73,30 +95,46 @@ static inline __m256 irstd_tanh(__m256 v) {
 IRSTD_INLINE __m256 irstd_activate(__m256 v, const irstd_lane_constants *lane, const irstd_shared_constants *shared,
                                    irstd_style style) {
     if (style.activation == IRSTD_ACTIVATION_RPRELU) {
-        __m256 t = _mm256_sub_ps(v, lane->shift_in);
+        __m256 t = irstd_sum(_mm256_sub_ps(v, lane->shift_in), style);
         __m256 positive = _mm256_cmp_ps(t, _mm256_setzero_ps(), _CMP_GE_OQ);
-        t = _mm256_blendv_ps(_mm256_mul_ps(t, lane->slope), t, positive);
-        return _mm256_add_ps(t, lane->shift_out);
+        __m256 sloped = _mm256_mul_ps(t, lane->slope);
+        if (style.fixed) sloped = irstd_saturate(irstd_round(sloped));
+        t = _mm256_blendv_ps(sloped, t, positive);
+        return irstd_sum(_mm256_add_ps(t, lane->shift_out), style);
     }
     return style.activation == IRSTD_ACTIVATION_CLAMP ? irstd_clamp(v, shared->low, shared->high) : v;
 }
 
-IRSTD_INLINE __m256 irstd_combine(__m256 v, __m256 r, irstd_style style) {
-    if (style.residual == IRSTD_RESIDUAL_ADD) return _mm256_add_ps(v, r);
-    if (style.residual == IRSTD_RESIDUAL_MODULATE) return _mm256_add_ps(r, _mm256_mul_ps(r, irstd_tanh(v)));
-    return v;
+IRSTD_INLINE __m256 irstd_modulate(__m256 v, __m256 r) { return _mm256_add_ps(r, _mm256_mul_ps(r, irstd_tanh(v))); }
+
+IRSTD_INLINE __m256 irstd_combine(__m256 v, __m256 r, const irstd_shared_constants *shared, irstd_style style) {
+    if (style.residual == IRSTD_RESIDUAL_ADD) return irstd_sum(_mm256_add_ps(v, r), style);
+    if (style.residual != IRSTD_RESIDUAL_MODULATE) return v;
+    if (!style.fixed) return irstd_modulate(v, r);
+    v = irstd_modulate(_mm256_mul_ps(v, shared->inverse), _mm256_mul_ps(r, shared->inverse));
+    return irstd_to_integer(v, shared->step);
 }
 
 IRSTD_INLINE __m256 irstd_finish(__m256i acc, __m256 r, const irstd_lane_constants *lane,
                                  const irstd_shared_constants *shared, irstd_style style) {
-    __m256 v = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc), lane->scale), lane->bias);
+    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), lane->scale);
+    if (style.fixed) v = irstd_to_integer(v, shared->step);
+    v = irstd_sum(_mm256_add_ps(v, lane->bias), style);
     if (style.activation_first)
-        v = irstd_combine(irstd_activate(v, lane, shared, style), r, style);
+        v = irstd_combine(irstd_activate(v, lane, shared, style), r, shared, style);
     else
-        v = irstd_activate(irstd_combine(v, r, style), lane, shared, style);
-    if (!style.fixed) return v;
-    v = _mm256_round_ps(_mm256_mul_ps(v, shared->step), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm256_mul_ps(irstd_clamp(v, _mm256_set1_ps(-32768.0f), _mm256_set1_ps(32767.0f)), shared->inverse);
+        v = irstd_activate(irstd_combine(v, r, shared, style), lane, shared, style);
+    return style.fixed ? _mm256_mul_ps(v, shared->inverse) : v;
+}
+
+/* The addends of 8 lanes become integers where the operator is fixed point. */
+IRSTD_INLINE irstd_lane_constants irstd_lane(__m256 scale, __m256 bias, __m256 shift_in, __m256 slope, __m256 shift_out,
+                                             const irstd_shared_constants *shared, irstd_style style) {
+    irstd_lane_constants lane = {
+        scale, irstd_integer_constant(bias, shared, style), irstd_integer_constant(shift_in, shared, style), slope,
+        irstd_integer_constant(shift_out, shared, style),
+    };
+    return lane;
 }
 
 IRSTD_INLINE irstd_shared_constants irstd_shared(const irstd_image *image) {
@@ -107,6 +145,10 @@ IRSTD_INLINE irstd_shared_constants irstd_shared(const irstd_image *image) {
         /* A power of two: multiplying by the inverse is dividing. */
         _mm256_set1_ps(1.0f / op->fraction_step), _mm256_set1_ps((float)parts), parts,
     };
+    if (op->a.fraction_bits >= 0) {
+        shared.low = irstd_to_integer(shared.low, shared.step);
+        shared.high = irstd_to_integer(shared.high, shared.step);
+    }
     return shared;
 }
 
@@ -115,14 +157,20 @@ IRSTD_INLINE int64_t irstd_residual_channel(const irstd_image *image, int oc) {
     return oc < image->residual_channels ? oc : oc % (int)image->residual_channels;
 }
 
+IRSTD_INLINE __m256 irstd_residual_value(__m256 r, const irstd_shared_constants *shared, irstd_style style) {
+    return style.fixed ? irstd_to_integer(r, shared->step) : r;
+}
+
 /* The residual of 8 lanes: step is the distance in floats of the channels averaged to one. */
 IRSTD_INLINE __m256 irstd_residual(const float *from, int64_t step, const irstd_shared_constants *shared,
                                    irstd_style style, int full, __m256i mask) {
     if (!style.residual) return _mm256_setzero_ps();
-    __m256 r = irstd_load(from, full, mask);
+    __m256 r = irstd_residual_value(irstd_load(from, full, mask), shared, style);
     if (!style.average) return r;
-    for (int64_t j = 1; j < shared->parts; j++) r = _mm256_add_ps(r, irstd_load(from + j * step, full, mask));
-    return _mm256_div_ps(r, shared->count);
+    for (int64_t j = 1; j < shared->parts; j++)
+        r = _mm256_add_ps(r, irstd_residual_value(irstd_load(from + j * step, full, mask), shared, style));
+    r = _mm256_div_ps(r, shared->count);
+    return style.fixed ? irstd_round(r) : r;
 }
 
 /* NCHW: `count` pixels of channel oc from (row, column). acc is this channel's row of the tile. */
@@ -133,10 +181,9 @@ IRSTD_INLINE void irstd_finish_pixels(const irstd_image *image, const irstd_shar
     const int64_t channels = op->a.out_channels, plane = image->size.out_height * image->size.out_width;
     const int64_t pixel = row * image->size.out_width + column;
     const float *parameters = op->activation_parameters + oc;
-    const irstd_lane_constants lane = {
-        _mm256_set1_ps(op->scale[oc]), _mm256_set1_ps(op->bias[oc]), _mm256_set1_ps(parameters[0]),
-        _mm256_set1_ps(parameters[channels]), _mm256_set1_ps(parameters[2 * channels]),
-    };
+    const irstd_lane_constants lane =
+        irstd_lane(_mm256_set1_ps(op->scale[oc]), _mm256_set1_ps(op->bias[oc]), _mm256_set1_ps(parameters[0]),
+                   _mm256_set1_ps(parameters[channels]), _mm256_set1_ps(parameters[2 * channels]), shared, style);
     const float *residual =
         style.residual ? image->residual + irstd_residual_channel(image, oc) * plane + pixel : image->y;
     float *y = image->y + oc * plane + pixel;
@@ -180,11 +227,10 @@ IRSTD_INLINE void irstd_finish_channels(const irstd_image *image, const irstd_sh
     const int64_t pixel = row * image->size.out_width + column;
     const __m256i mask = full ? _mm256_setzero_si256() : irstd_first_lanes(channels - oc);
     const float *parameters = op->activation_parameters + oc;
-    const irstd_lane_constants lane = {
-        irstd_load(op->scale + oc, full, mask), irstd_load(op->bias + oc, full, mask),
-        irstd_load(parameters, full, mask), irstd_load(parameters + channels, full, mask),
-        irstd_load(parameters + 2 * channels, full, mask),
-    };
+    const irstd_lane_constants lane =
+        irstd_lane(irstd_load(op->scale + oc, full, mask), irstd_load(op->bias + oc, full, mask),
+                   irstd_load(parameters, full, mask), irstd_load(parameters + channels, full, mask),
+                   irstd_load(parameters + 2 * channels, full, mask), shared, style);
     /* A repeated residual whose period is no multiple of the lanes is gathered. */
     const int gather = style.residual && residual_channels < channels && residual_channels % IRSTD_LANES;
     __m256i indices = _mm256_setzero_si256();
@@ -204,7 +250,7 @@ IRSTD_INLINE void irstd_finish_channels(const irstd_image *image, const irstd_sh
         irstd_transpose(v);
         int pixels = count - i < IRSTD_LANES ? (int)(count - i) : IRSTD_LANES;
         for (int p = 0; p < pixels; p++, residual += residual_channels, y += channels) {
-            __m256 r = gather ? _mm256_i32gather_ps(residual, indices, 4)
+            __m256 r = gather ? irstd_residual_value(_mm256_i32gather_ps(residual, indices, 4), shared, style)
                               : irstd_residual(residual, channels, shared, style, full, mask);
             irstd_store(y, irstd_finish(v[p], r, &lane, shared, style), full, mask);
         }

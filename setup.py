@@ -16,7 +16,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
-LIBRARIES = ("libirstd_ort.so", "libirstd_tflite.so")
+LIBRARIES = ("libirstd_ort.so", "libirstd_tflite.so", "libirstd.so")
 #: Where zig is the compiler, its libraries run with this glibc and every later one.
 OLDEST_GLIBC = "2.17"
 

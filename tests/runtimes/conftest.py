@@ -35,13 +35,16 @@ def libraries() -> Path:
         pytest.skip("cmake is not installed, and neither are the libraries")
     build = ROOT / "build" / "native-runtimes"
     for command in ([cmake, "-S", NATIVE, "-B", build, "-DCMAKE_BUILD_TYPE=Release"],
-                    [cmake, "--build", build, "--target", "irstd_ort", "irstd_tflite"]):
+                    [cmake, "--build", build, "--target", "irstd_ort", "irstd_tflite", "irstd"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     folder = build / "lib"
     folder.mkdir(exist_ok=True)
-    for runtime, name in library.LIBRARIES.items():
-        shutil.copy2(build / "adapters" / runtime / name, folder / name)
+    for name in library.LIBRARIES.values():
+        (built,) = (p for p in build.rglob(name) if p.parent != folder)
+        # Another run of the tests may have the old file open.
+        shutil.copy2(built, folder / f"{name}.part")
+        os.replace(folder / f"{name}.part", folder / name)
     os.environ[library.FOLDER_VARIABLE] = str(folder)
     yield folder
     del os.environ[library.FOLDER_VARIABLE]

@@ -53,34 +53,44 @@ class Case:
                     acc[:, g * og:(g + 1) * og] += np.einsum(
                         "nihw,oi->nohw", tap[:, g * ig:(g + 1) * ig], self.signs[g * og:(g + 1) * og, :, ky, kx])
         column = {k: None if v is None else v[..., None, None] for k, v in self.constants.items()}
-        v = acc.astype(f) * column["scale"] + column["bias"]
+        # With fraction_bits every step rounds half up to integers and saturates; without, both are nothing.
+        fixed, unit = s.fraction_bits >= 0, f(2.0 ** max(s.fraction_bits, 0))
+
+        def rnd(v):
+            return np.floor(v * unit + f(0.5)) if fixed else v
+
+        def sat(q):
+            return np.clip(q, f(-32768), f(32767)) if fixed else q
+
+        v = sat(sat(rnd(acc.astype(f) * column["scale"])) + rnd(column["bias"]))
 
         def activate(u):
             if s.activation == Activation.RPRELU:
                 shift_in, slope, shift_out = column["activation_parameters"]
-                u = u - shift_in
-                return np.where(u >= 0, u, u * slope) + shift_out
+                u = sat(u - rnd(shift_in))
+                return sat(np.where(u >= 0, u, sat(rnd(u / unit * slope))) + rnd(shift_out))
             if s.activation == Activation.CLAMP:
-                return np.minimum(np.maximum(u, f(s.clamp_min)), f(s.clamp_max))
+                return np.minimum(np.maximum(u, sat(rnd(f(s.clamp_min)))), sat(rnd(f(s.clamp_max))))
             return u
 
         def combine(u):
             if s.residual == Residual.NONE:
                 return u
             rc = self.residual.shape[1]
+            given = sat(rnd(self.residual))
             if rc <= oc:
-                r = np.tile(self.residual, (1, oc // rc, 1, 1))
+                r = np.tile(given, (1, oc // rc, 1, 1))
             else:
-                r = self.residual[:, :oc]
+                r = given[:, :oc]
                 for j in range(1, rc // oc):
-                    r = r + self.residual[:, j * oc:(j + 1) * oc]
-                r = r / f(rc // oc)
-            return u + r if s.residual == Residual.ADD else r + r * np.tanh(u.astype(np.float64)).astype(f)
+                    r = r + given[:, j * oc:(j + 1) * oc]
+                r = rnd(r / f(rc // oc) / unit)
+            if s.residual == Residual.ADD:
+                return sat(u + r)
+            return sat(rnd(r / unit + r / unit * np.tanh((u / unit).astype(np.float64)).astype(f)))
 
         y = combine(activate(v)) if s.activation_first else activate(combine(v))
-        if s.fraction_bits >= 0:
-            y = np.clip(np.rint(y * f(2**s.fraction_bits)), -32768, 32767) / f(2**s.fraction_bits)
-        return y.astype(f)
+        return (y / unit).astype(f)
 
     def check(self, y: np.ndarray, message: str = "") -> None:
         """``y`` is bit-exact; where a tanh is in it, within its rounding (and of the fixed-point step)."""

@@ -31,7 +31,7 @@ def test_json_of_a_complete_machine(libraries, tmp_path, capsys):
     assert found["selected_isa"] == "avx2" and found["cores"] >= 1 and found["cpu"]
     checks = by_name(found)
     assert {"python", "torch", "onnx", "onnxruntime", "ai-edge-litert", "tflite-runtime", "tensorflow", "cc", "cmake",
-            "ffmpeg", "adb", "trtexec", "atc", "libirstd_ort.so", "libirstd_tflite.so"} <= set(checks)
+            "ffmpeg", "adb", "trtexec", "atc", "libirstd_ort.so", "libirstd_tflite.so", "libirstd.so"} <= set(checks)
     assert checks["torch"]["version"] == metadata.version("torch")
     assert all(c["fix"] for c in checks.values() if not c["found"])
     assert all(c["group"] in environment.GROUPS for c in checks.values())

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ADAPTER = HERE.parents[1] / "runtimes" / "native" / "adapters" / "tflite"
+CORE = HERE.parents[1] / "runtimes" / "native" / "core"
 
 
 def stress(compiler: str, folder: Path, rounds: int, *flags: str) -> None:
     program = folder / "pool_stress"
-    command = [compiler, "-std=c11", "-O2", "-g", *flags, f"-I{ADAPTER}", HERE / "pool_stress.c", ADAPTER / "pool.c"]
+    command = [compiler, "-std=c11", "-O2", "-g", *flags, f"-I{CORE}", HERE / "pool_stress.c", CORE / "pool.c"]
     done = subprocess.run([*command, "-o", program, "-lpthread"], capture_output=True, text=True, check=False)
     if done.returncode and flags:
         pytest.skip(f"{compiler} has no ThreadSanitizer")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from irstd_edge import bundle as bundles
 from irstd_edge.bundle import Artefact, Bundle, BundleError, Manifest, Preprocessing, TestVectors
 from irstd_edge.errors import MissingError, UnsupportedError
+from irstd_edge.program import FloatActivation, Node, Program, Tensor, write
 from irstd_edge.runtimes import library
 from irstd_edge.runtimes.session import OPENERS, open_session
 
@@ -62,6 +63,14 @@ def tflite_file(case, fixed: bool = False, marked: tuple[int, int] | None = None
     return b.finish([x], [y])
 
 
+def native_file(case) -> bytes:
+    """A network of one binary layer and a sigmoid."""
+    constants = {name: array for name, array in case.constants.items() if array is not None}
+    nodes = (Node("BinaryConv2d", "m", (0,), 1, case.spec.attributes(), constants),
+             Node("Activation", "y", (1,), 2, {"activation": int(FloatActivation.SIGMOID)}))
+    return write(Program((Tensor("x", 1), Tensor("m", 1), Tensor("y", 1)), nodes, 1, (2,)))
+
+
 def write_bundle(folder: Path, resizable: bool = True, **files: bytes) -> Bundle:
     folder.mkdir(parents=True, exist_ok=True)
     artefacts = []
@@ -90,7 +99,8 @@ def case():
 @pytest.fixture
 def bundle(case, tmp_path):
     sys.path.insert(0, str(Path(__file__).parent))
-    yield write_bundle(tmp_path / "b", onnx=onnx_file(case), tflite=tflite_file(case), portable=onnx_file(None))
+    yield write_bundle(tmp_path / "b", onnx=onnx_file(case), tflite=tflite_file(case), native=native_file(case),
+                       portable=onnx_file(None))
     sys.path.remove(str(Path(__file__).parent))
 
 
@@ -114,8 +124,8 @@ def test_every_runtime(bundle, case, kind, threads):
     session = open_session(bundle, kind, threads)
     assert session.artefact == kind
     assert session.runtime.split()[0] == {"torch": "torch", "onnx": "onnxruntime", "portable": "onnxruntime",
-                                          "tflite": "ai-edge-litert"}[kind]
-    assert session.isa == (library.selected_isa() if kind in ("onnx", "tflite") else None)
+                                          "tflite": "ai-edge-litert", "native": "irstd"}[kind]
+    assert session.isa == (library.selected_isa() if kind in ("onnx", "tflite", "native") else None)
     for size in (SIZE, (64, 32), SIZE):
         x = np.random.default_rng(size[0]).standard_normal((1, 1, *size)).astype(np.float32)
         y = session.run(x)
@@ -180,7 +190,7 @@ def test_denormals_are_flushed_and_come_back(bundle):
 # ---- errors ----
 
 
-@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+@pytest.mark.parametrize("kind", ["onnx", "tflite", "native"])
 def test_a_missing_library(bundle, kind, monkeypatch, tmp_path):
     monkeypatch.setenv(library.FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(MissingError, match="missing; IRSTD_LIBRARY_DIR"):

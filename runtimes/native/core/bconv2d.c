@@ -26,7 +26,7 @@ void irstd_bconv2d_attributes_init(irstd_bconv2d_attributes *attributes) {
 #undef IRSTD_SET
 }
 
-static irstd_status check_attributes(const irstd_bconv2d_attributes *a, irstd_error *error) {
+irstd_status irstd_bconv2d_check(const irstd_bconv2d_attributes *a, irstd_error *error) {
     /* Written so that a NaN fails; %g shows both int32 and float exactly enough. */
 #define IRSTD_CHECK(type, name, mandatory, default_value, minimum, maximum)                                  \
     if (mandatory && (double)a->name == INT32_MIN)                                                           \
@@ -77,7 +77,7 @@ irstd_status irstd_bconv2d_create(const irstd_bconv2d_attributes *attributes, co
     if (!result) return irstd_fail(error, IRSTD_INVALID, "op must not be NULL");
     *result = NULL;
     if (!attributes) return irstd_fail(error, IRSTD_INVALID, "attributes must not be NULL");
-    irstd_status status = check_attributes(attributes, error);
+    irstd_status status = irstd_bconv2d_check(attributes, error);
     if (status) return status;
     const irstd_bconv2d_attributes *a = attributes;
     const struct {

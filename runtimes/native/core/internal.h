@@ -61,6 +61,9 @@ extern const irstd_bconv2d_kernel irstd_bconv2d_avx512;
 /* Writes the message, returns the status. */
 irstd_status irstd_fail(irstd_error *error, irstd_status status, const char *format, ...) IRSTD_PRINTF(3, 4);
 
+/* Whether every attribute is in its range and they fit together. */
+irstd_status irstd_bconv2d_check(const irstd_bconv2d_attributes *attributes, irstd_error *error);
+
 /* *total += a * b; nonzero on overflow. */
 static inline int irstd_add_product(size_t *total, size_t a, size_t b) {
     size_t product;

@@ -20,7 +20,9 @@ static int x86_has(unsigned leaf7_ebx, unsigned leaf7_ecx, unsigned xcr0) {
 enum {
     EBX_AVX2 = 1u << 5,
     EBX_AVX512F = 1u << 16,
+    EBX_AVX512DQ = 1u << 17,
     EBX_AVX512BW = 1u << 30,
+    ECX_AVX512_BITALG = 1u << 12,
     ECX_AVX512_VPOPCNTDQ = 1u << 14,
     XCR0_YMM = 0x6,
     XCR0_ZMM = 0xe6,
@@ -39,9 +41,19 @@ static int has_avx512(void) {
 #ifdef IRSTD_SIMDE
     return has_avx2(); /* the same source, its AVX-512 intrinsics emulated */
 #else
-    return x86_has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512BW | EBX_AVX512VL, ECX_AVX512_VPOPCNTDQ, XCR0_ZMM);
+    return x86_has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ | EBX_AVX512BW | EBX_AVX512VL,
+                   ECX_AVX512_VPOPCNTDQ | ECX_AVX512_BITALG, XCR0_ZMM);
 #endif
 }
+#endif
+
+#ifdef IRSTD_HAVE_NEON
+#if defined(__aarch64__)
+static int has_neon(void) { return 1; } /* part of ARMv8 */
+#else
+#include <sys/auxv.h>
+static int has_neon(void) { return (getauxval(AT_HWCAP) >> 12 & 1) && (getauxval(AT_HWCAP) >> 16 & 1); } /* NEON, VFPv4 */
+#endif
 #endif
 
 static const struct {
@@ -54,6 +66,9 @@ static const struct {
 #endif
 #ifdef IRSTD_HAVE_AVX512
     {"avx512", has_avx512},
+#endif
+#ifdef IRSTD_HAVE_NEON
+    {"neon", has_neon},
 #endif
 };
 
@@ -72,18 +87,12 @@ const char *irstd_isa(irstd_error *error) {
             irstd_fail(error, IRSTD_UNSUPPORTED, "IRSTD_ISA=%s: this CPU does not have it", forced);
             return NULL;
         }
-        irstd_fail(error, IRSTD_UNSUPPORTED, "IRSTD_ISA=%.32s: not in this build, which knows %s%s%s", forced, "ref",
-#ifdef IRSTD_HAVE_AVX2
-                   ", avx2",
-#else
-                   "",
-#endif
-#ifdef IRSTD_HAVE_AVX512
-                   ", avx512"
-#else
-                   ""
-#endif
-        );
+        char known[64] = "";
+        for (int i = 0; i < irstd_isa_count(); i++) {
+            if (i) strcat(known, ", ");
+            strcat(known, isas[i].name);
+        }
+        irstd_fail(error, IRSTD_UNSUPPORTED, "IRSTD_ISA=%.32s: not in this build, which knows %s", forced, known);
         return NULL;
     }
     int best = irstd_isa_count() - 1;

@@ -86,6 +86,39 @@ IRSTD_API int irstd_isa_count(void);
 IRSTD_API const char *irstd_isa_name(int index);
 IRSTD_API int irstd_isa_available(int index);
 
+/* ---- whole networks: docs/native.md describes model.irstd ---- */
+
+/* A network opened for one image size. Sessions are independent; one session belongs to one thread at a time. */
+typedef struct irstd_session irstd_session;
+
+/* Opens a file, which stays mapped while the session lives, for float32 inputs [channels, height, width] each.
+ * threads (1..1024) counts the calling one. On failure *session is NULL and irstd_last_error() tells why:
+ * IRSTD_INVALID (file or arguments), IRSTD_UNSUPPORTED (version, operator, IRSTD_ISA), IRSTD_OUT_OF_MEMORY. */
+IRSTD_API irstd_status irstd_open(const char *path, int64_t height, int64_t width, int threads,
+                                  irstd_session **session);
+
+/* The same from memory, which is copied. */
+IRSTD_API irstd_status irstd_open_memory(const void *data, size_t bytes, int64_t height, int64_t width, int threads,
+                                         irstd_session **session);
+
+/* One image: inputs[i] and outputs[i] are dense [channels, height, width], in the order that irstd_describe tells.
+ * Denormal floats are taken as zero while it runs. */
+IRSTD_API irstd_status irstd_run(irstd_session *session, const float *const *inputs, float *const *outputs);
+
+/* The same, and adds the nanoseconds that each of irstd_describe's layers took on the calling thread. */
+IRSTD_API irstd_status irstd_run_profiled(irstd_session *session, const float *const *inputs, float *const *outputs,
+                                          uint64_t *layer_nanoseconds);
+
+/* JSON text, owned by the session: isa, threads, height, width, strip_rows, file_bytes, arena_bytes,
+ * arena_lower_bound_bytes, inputs[] and outputs[] (name, channels, height, width), layers[] (name, op, kernel,
+ * channels, height, width, output_bytes, macs). */
+IRSTD_API const char *irstd_describe(irstd_session *session);
+
+/* What the last failure on this thread was; "" if there was none. */
+IRSTD_API const char *irstd_last_error(void);
+
+IRSTD_API void irstd_close(irstd_session *session);
+
 #ifdef __cplusplus
 }
 #endif

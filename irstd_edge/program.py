@@ -1,0 +1,584 @@
+"""The program: a whole network as one file, ``model.irstd``, that the native engine runs.
+
+This file is the single source of the format, version 1: the operator table :data:`OPERATORS` (numbers and slots), the
+record layouts, their C view ``irstd_program.h`` and the table in ``docs/native.md`` are all derived from it.
+:func:`write` and :func:`read` hold programs to the same rules: what one writes, the other accepts, and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import inf, prod
+
+import numpy as np
+
+from irstd_edge.opspec import (
+    BINARY_CONV2D_ATTRIBUTES,
+    FIXED_POINT,
+    MAX_CHANNELS,
+    MAX_KERNEL,
+    MAX_STEP,
+    OPSET_VERSION,
+    WORD_BITS,
+    Activation,
+    Attribute,
+    BinaryConv2dSpec,
+    OpSpecError,
+    Residual,
+)
+
+MAGIC = b"\x89IRSTD\r\n"
+VERSION = 1
+#: Constants start at multiples of this in the file.
+ALIGNMENT = 64
+MAX_TENSORS = MAX_NODES = 1 << 16
+NODE_INPUTS, NODE_INTEGERS, NODE_FLOATS, NODE_CONSTANTS = 8, 24, 4, 6
+
+#: Record -> its fields as (name, struct format), little endian.
+HEADER_FIELDS = (
+    ("magic", "8s"), ("version", "I"), ("opset", "I"), ("file_bytes", "Q"), ("crc32", "I"), ("tensor_count", "I"),
+    ("node_count", "I"), ("input_count", "I"), ("output_count", "I"), ("outputs_offset", "I"),
+    ("tensors_offset", "I"), ("nodes_offset", "I"), ("strings_offset", "I"), ("strings_bytes", "I"),
+)
+TENSOR_FIELDS = (("name", "I"), ("type", "I"), ("fraction_bits", "i"), ("channels", "I"), ("size_multiplier", "I"),
+                 ("size_divisor", "I"), ("reserved", "2I"))
+NODE_FIELDS = (("op", "I"), ("name", "I"), ("input_count", "I"), ("output", "I"), ("inputs", f"{NODE_INPUTS}I"),
+               ("i", f"{NODE_INTEGERS}i"), ("f", f"{NODE_FLOATS}f"), ("constant", f"{2 * NODE_CONSTANTS}I"))
+
+
+def _record(fields) -> struct.Struct:
+    return struct.Struct("<" + "".join(code for _, code in fields))
+
+
+HEADER, TENSOR, NODE = _record(HEADER_FIELDS), _record(TENSOR_FIELDS), _record(NODE_FIELDS)
+
+
+class ProgramError(ValueError):
+    """A program violates the format; the message names the field, and the node or tensor."""
+
+
+class TensorType(IntEnum):
+    FLOAT32 = 0
+    INT16 = 1  # value = q * 2^-fraction_bits
+
+
+class FloatActivation(IntEnum):
+    """Activation of the float operators."""
+
+    NONE = 0
+    RELU = 1
+    PRELU = 2  # constant `slope`, one per channel
+    CLAMP = 3  # clamp_min, clamp_max
+    SIGMOID = 4
+    TANH = 5
+
+
+class ResizeMode(IntEnum):
+    NEAREST = 0
+    BILINEAR = 1  # half-pixel centres
+    BILINEAR_ALIGN_CORNERS = 2
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One constant of an operator.
+
+    ``shape`` gives its shape for the node's attributes, or None where there must be none; ``optional``: may be absent.
+    """
+
+    name: str
+    dtype: str  # "float32" or "int32"
+    letters: str
+    shape: Callable[[Mapping], tuple[int, ...] | None]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class OperatorType:
+    """A row of the operator table: the slots of a node record in their order.
+
+    ``inputs`` names the inputs; those that end with ``?`` may be absent, from the last; ``check`` raises
+    :class:`ProgramError` for channels or types that do not fit, given attributes, inputs' tensors and output's.
+    """
+
+    name: str
+    number: int
+    inputs: tuple[str, ...]
+    integers: tuple[Attribute, ...]
+    floats: tuple[Attribute, ...]
+    constants: tuple[Constant, ...]
+    check: Callable[[Mapping, tuple[Tensor, ...], Tensor], None]
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        return self.integers + self.floats
+
+    @property
+    def min_inputs(self) -> int:
+        return sum(not name.endswith("?") for name in self.inputs)
+
+    @property
+    def max_inputs(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One image ``[channels, H, W]``: float32, or int16 of value ``q * 2^-fraction_bits`` where that is >= 0."""
+
+    name: str
+    channels: int
+    fraction_bits: int = -1
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType.FLOAT32 if self.fraction_bits < 0 else TensorType.INT16
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation: ``inputs`` and ``output`` are tensor numbers, attributes left out take their defaults.
+
+    Raises :class:`ProgramError` for an unknown operator, attribute or constant, or a value out of range.
+    """
+
+    operator: str
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    attributes: Mapping[str, int | float] = field(default_factory=dict)
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        with _at(f"node {self.name!r}"):
+            if self.operator not in OPERATORS:
+                raise ProgramError(f"unknown operator {self.operator!r}")
+            values = _checked_attributes(self.type, self.attributes)
+            object.__setattr__(self, "attributes", values)
+            object.__setattr__(self, "constants", _checked_constants(self.type, values, self.constants))
+
+    @property
+    def type(self) -> OperatorType:
+        return OPERATORS[self.operator]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A network: the first ``inputs`` tensors are its inputs, ``outputs`` are tensor numbers, nodes run in order.
+
+    Raises :class:`ProgramError` where a node reads what is not computed yet, two write one tensor, or channels or
+    types do not fit.
+    """
+
+    tensors: tuple[Tensor, ...]
+    nodes: tuple[Node, ...]
+    inputs: int
+    outputs: tuple[int, ...]
+
+    def __post_init__(self):
+        _check_program(self)
+
+
+# The operator table ------------------------------------------------------------------------------------------------
+
+
+def _integer(name, minimum, maximum, default=None, doc=""):
+    return Attribute(name, int, default, None, minimum, maximum, doc)
+
+
+def _enum(name, kind: type[IntEnum], default=None):
+    values = tuple(int(v) for v in kind)
+    return Attribute(name, int, default, values, None, None, ", ".join(f"{int(v)} {v.name.lower()}" for v in kind))
+
+
+def _require(holds: bool, text: str) -> None:
+    if not holds:
+        raise ProgramError(text)
+
+
+def _check_convolution(a, inputs, output) -> None:
+    _require(inputs[0].channels == a["in_channels"], f"in_channels is {a['in_channels']}, its input has "
+             f"{inputs[0].channels}")
+    _require(output.channels == a["out_channels"], f"out_channels is {a['out_channels']}, its output has "
+             f"{output.channels}")
+
+
+def _check_binary(a, inputs, output) -> None:
+    try:
+        spec = BinaryConv2dSpec.from_attributes(dict(a))
+        if len(inputs) > 1:
+            spec.check_residual_channels(inputs[1].channels)
+    except OpSpecError as e:
+        raise ProgramError(str(e)) from e
+    _check_convolution(a, inputs, output)
+    _require((len(inputs) > 1) == (spec.residual != Residual.NONE), f"residual is {spec.residual}, with "
+             f"{len(inputs)} inputs")
+    _require(output.fraction_bits == spec.fraction_bits, f"fraction_bits is {spec.fraction_bits}, its output's "
+             f"{output.fraction_bits}")
+
+
+def _check_same(a, inputs, output) -> None:
+    for tensor in inputs:
+        _require(tensor.channels == output.channels, f"input {tensor.name!r} has {tensor.channels} channels, its "
+                 f"output {output.channels}")
+
+
+def _check_transposed(a, inputs, output) -> None:
+    _check_convolution(a, inputs, output)
+    for axis in "hw":
+        pad, stride = a[f"output_pad_{axis}"], a[f"stride_{axis}"]
+        _require(pad < stride, f"output_pad_{axis} is {pad}, not below stride_{axis}, {stride}")
+
+
+def _check_fixed_point(a, inputs, output) -> None:
+    _check_same(a, inputs, output)
+    _require(inputs[0].fraction_bits < 0, "its input is int16 already")
+    _require(output.fraction_bits == a["fraction_bits"], f"fraction_bits is {a['fraction_bits']}, its output's "
+             f"{output.fraction_bits}")
+
+
+def _check_concat(a, inputs, output) -> None:
+    total = sum(t.channels for t in inputs)
+    _require(total == output.channels, f"its inputs have {total} channels together, its output {output.channels}")
+    for tensor in inputs:
+        _require(tensor.fraction_bits == output.fraction_bits, f"input {tensor.name!r} has fraction_bits "
+                 f"{tensor.fraction_bits}, its output {output.fraction_bits}")
+
+
+_CHANNELS = (_integer("in_channels", 1, MAX_CHANNELS), _integer("out_channels", 1, MAX_CHANNELS))
+_WINDOW = (_integer("kernel_h", 1, MAX_STEP), _integer("kernel_w", 1, MAX_STEP),
+           _integer("stride_h", 1, MAX_STEP), _integer("stride_w", 1, MAX_STEP))
+_ACTIVATION = _enum("activation", FloatActivation, 0)
+_CLAMP = (Attribute("clamp_min", float, -inf, None, None, None, "lower bound of the clamp"),
+          Attribute("clamp_max", float, inf, None, None, None, "upper bound of the clamp"))
+_CONVOLUTION = (
+    *_CHANNELS, _integer("kernel_h", 1, MAX_KERNEL), _integer("kernel_w", 1, MAX_KERNEL),
+    *(_integer(name, 1, MAX_STEP, 1) for name in ("stride_h", "stride_w", "dilation_h", "dilation_w")),
+    *(_integer(name, 0, MAX_STEP, 0) for name in ("pad_top", "pad_left", "pad_bottom", "pad_right")),
+    _integer("groups", 1, MAX_CHANNELS, 1), _ACTIVATION,
+)
+_BIAS = Constant("bias", "float32", "[OC]", lambda a: (a["out_channels"],), optional=True)
+
+
+def _slope(letters: str, size: Callable[[Mapping], int]) -> Constant:
+    return Constant("slope", "float32", letters,
+                    lambda a: (size(a),) if a["activation"] == FloatActivation.PRELU else None)
+
+
+#: [C]: as many as the output has channels, which is known to the whole program only.
+ANY = -1
+_CHANNEL_SLOPE = _slope("[C]", lambda a: ANY)
+_OUTPUT_SLOPE = _slope("[OC]", lambda a: a["out_channels"])
+
+_BINARY_CONSTANTS = (
+    Constant("weight", "int32", "[OC, KH, KW, ceil((IC / groups) / 32)]",
+             lambda a: (a["out_channels"], a["kernel_h"], a["kernel_w"],
+                        -(-(a["in_channels"] // a["groups"]) // WORD_BITS))),
+    Constant("threshold", "float32", "[IC]", lambda a: (a["in_channels"],)),
+    Constant("scale", "float32", "[OC]", lambda a: (a["out_channels"],)),
+    Constant("bias", "float32", "[OC]", lambda a: (a["out_channels"],)),
+    Constant("activation_parameters", "float32", "[3, OC]",
+             lambda a: (3, a["out_channels"]) if a["activation"] == Activation.RPRELU else None),
+)
+
+_TABLE = (
+    OperatorType("BinaryConv2d", 1, ("x", "residual?"),
+                 tuple(a for a in BINARY_CONV2D_ATTRIBUTES if a.kind is int),
+                 tuple(a for a in BINARY_CONV2D_ATTRIBUTES if a.kind is float), _BINARY_CONSTANTS, _check_binary),
+    OperatorType("Conv2d", 2, ("x",), _CONVOLUTION, _CLAMP, (
+        Constant("weight", "float32", "[OC, IC / groups, KH, KW]",
+                 lambda a: (a["out_channels"], a["in_channels"] // a["groups"], a["kernel_h"], a["kernel_w"])),
+        _BIAS, _OUTPUT_SLOPE), _check_convolution),
+    OperatorType("FixedPoint", 3, ("x",), tuple(a for a in FIXED_POINT.attributes if a.name != "version"), (), (),
+                 _check_fixed_point),
+    OperatorType("AveragePool", 4, ("x",), _WINDOW, (), (), _check_same),
+    OperatorType("MaxPool", 5, ("x",), _WINDOW, (), (), _check_same),
+    OperatorType("Resize", 6, ("x", "addend?"), (_integer("scale_h", 1, MAX_STEP), _integer("scale_w", 1, MAX_STEP),
+                                                 _enum("mode", ResizeMode)), (), (), _check_same),
+    OperatorType("Add", 7, ("a", "b"), (_ACTIVATION,), _CLAMP, (_CHANNEL_SLOPE,), _check_same),
+    OperatorType("Multiply", 8, ("a", "b"), (), (), (), _check_same),
+    OperatorType("Activation", 9, ("x",), (_ACTIVATION,), _CLAMP, (_CHANNEL_SLOPE,), _check_same),
+    OperatorType("Concat", 10, ("x", *(f"x{i}?" for i in range(1, NODE_INPUTS))), (), (), (), _check_concat),
+    OperatorType("GlobalAveragePool", 11, ("x",), (), (), (), _check_same),
+    OperatorType("ConvTranspose2d", 12, ("x",),
+                 (*_CONVOLUTION, _integer("output_pad_h", 0, MAX_STEP, 0), _integer("output_pad_w", 0, MAX_STEP, 0)),
+                 _CLAMP, (Constant("weight", "float32", "[IC, OC / groups, KH, KW]",
+                                   lambda a: (a["in_channels"], a["out_channels"] // a["groups"], a["kernel_h"],
+                                              a["kernel_w"])), _BIAS, _OUTPUT_SLOPE), _check_transposed),
+)
+OPERATORS: dict[str, OperatorType] = {row.name: row for row in _TABLE}
+_BY_NUMBER = {row.number: row for row in _TABLE}
+
+
+# Rules -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Names the node or tensor in the errors of the block."""
+    try:
+        yield
+    except (ProgramError, OpSpecError) as e:
+        raise ProgramError(f"{place}: {e}") from e
+
+
+def _checked_attributes(kind: OperatorType, given: Mapping) -> dict[str, int | float]:
+    known = {a.name: a for a in kind.attributes}
+    _require(not (unknown := sorted(set(given) - set(known))), f"{kind.name} has no attribute {', '.join(unknown)}")
+    values = {}
+    for name, attribute in known.items():
+        value = given.get(name, attribute.default)
+        _require(value is not None, f"{name} is missing")
+        attribute.check(value)
+        values[name] = value
+    if "clamp_min" in values:
+        _require(values["clamp_min"] <= values["clamp_max"], f"clamp_min {values['clamp_min']} exceeds clamp_max "
+                 f"{values['clamp_max']}")
+    if "groups" in values:  # constants' shapes follow from it
+        _require(values["in_channels"] % values["groups"] == 0 and values["out_channels"] % values["groups"] == 0,
+                 f"groups is {values['groups']}, which does not divide the channels")
+    return values
+
+
+def _checked_constants(kind: OperatorType, attributes: Mapping, given: Mapping) -> dict[str, np.ndarray]:
+    known = {c.name for c in kind.constants}
+    _require(not (unknown := sorted(set(given) - known)), f"{kind.name} has no constant {', '.join(unknown)}")
+    values = {}
+    for constant in kind.constants:
+        shape, array = constant.shape(attributes), given.get(constant.name)
+        if array is None:
+            _require(shape is None or constant.optional, f"{constant.name} is missing")
+            continue
+        _require(shape is not None, f"{constant.name} is given, and means nothing there")
+        array = np.asarray(array)
+        _require(array.dtype == constant.dtype, f"{constant.name} is {array.dtype}, not {constant.dtype}")
+        fits = len(array.shape) == len(shape) and all(s in (n, ANY) for n, s in zip(array.shape, shape, strict=True))
+        _require(fits, f"{constant.name} has shape {list(array.shape)}, not {constant.letters} = {list(shape)}")
+        values[constant.name] = array
+    if kind.name == "BinaryConv2d" and (used := attributes["in_channels"] // attributes["groups"] % WORD_BITS):
+        _require(not np.any(values["weight"][..., -1].view(np.uint32) >> np.uint32(used)),
+                 "weight has bits beyond the last channel")
+    return values
+
+
+def _check_program(program: Program) -> None:
+    count = len(program.tensors)
+    _require(1 <= program.inputs <= count <= MAX_TENSORS, f"input_count is {program.inputs}, of {count} tensors "
+             f"(at most {MAX_TENSORS})")
+    _require(1 <= len(program.nodes) <= MAX_NODES, f"node_count is {len(program.nodes)}, not 1 to {MAX_NODES}")
+    for i, tensor in enumerate(program.tensors):
+        with _at(f"tensor {i} {tensor.name!r}"):
+            _require(1 <= tensor.channels <= MAX_CHANNELS, f"channels is {tensor.channels}, not 1 to {MAX_CHANNELS}")
+            _require(-1 <= tensor.fraction_bits <= 15, f"fraction_bits is {tensor.fraction_bits}, not -1 to 15")
+            _require(i >= program.inputs or tensor.fraction_bits < 0, "an input is float32")
+    known = set(range(program.inputs))
+    for i, node in enumerate(program.nodes):
+        with _at(f"node {i} {node.name!r}"):
+            _check_node(program, node, known)
+        known.add(node.output)
+    _require(len(known) == count, f"no node writes tensor {min(set(range(count)) - known, default=None)}")
+    _require(1 <= len(program.outputs) <= count, f"output_count is {len(program.outputs)}, of {count} tensors")
+    for number in program.outputs:
+        _require(number in known, f"output {number} is not a tensor")
+        _require(program.tensors[number].fraction_bits < 0, f"output {number} is int16; an output is float32")
+
+
+def _check_node(program: Program, node: Node, known: set[int]) -> None:
+    kind = node.type
+    _require(kind.min_inputs <= len(node.inputs) <= kind.max_inputs, f"input_count is {len(node.inputs)}, not "
+             f"{kind.min_inputs} to {kind.max_inputs}")
+    for number in node.inputs:
+        _require(number in known, f"input {number} is not computed before it")
+    _require(0 <= node.output < len(program.tensors), f"output {node.output} is not a tensor")
+    _require(node.output not in known, f"output {node.output} is written before")
+    output = program.tensors[node.output]
+    kind.check(node.attributes, tuple(program.tensors[i] for i in node.inputs), output)
+    if "slope" in node.constants:
+        _require(len(node.constants["slope"]) == output.channels, f"slope has {len(node.constants['slope'])} values, "
+                 f"its output {output.channels} channels")
+
+
+# File --------------------------------------------------------------------------------------------------------------
+
+
+class _Strings:
+    """NUL-terminated UTF-8 names, each once; a name's number is its place among the bytes."""
+
+    def __init__(self) -> None:
+        self.data, self._places = bytearray(), {}
+
+    def place(self, text: str) -> int:
+        if text not in self._places:
+            _require("\0" not in text, f"name {text!r} holds a NUL")
+            self._places[text] = len(self.data)
+            try:
+                self.data += text.encode() + b"\0"
+            except UnicodeEncodeError as e:
+                raise ProgramError(f"name {text!r} is no UTF-8") from e
+        return self._places[text]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def write(program: Program) -> bytes:
+    """The file; equal constants are stored once. Deterministic. Raises :class:`ProgramError` above 4 GiB."""
+    strings = _Strings()
+    tensors = b"".join(TENSOR.pack(strings.place(t.name), t.type, t.fraction_bits, t.channels, 1, 1, 0, 0)
+                       for t in program.tensors)
+    names = [strings.place(node.name) for node in program.nodes]
+    outputs = struct.pack(f"<{len(program.outputs)}I", *program.outputs)
+    tensors_offset = HEADER.size
+    nodes_offset = tensors_offset + len(tensors)
+    outputs_offset = nodes_offset + NODE.size * len(program.nodes)
+    strings_offset = outputs_offset + len(outputs)
+    places: dict[bytes, int] = {}
+    constants = bytearray()
+    start = _aligned(strings_offset + len(strings.data))
+    nodes = bytearray()
+    for node, name in zip(program.nodes, names, strict=True):
+        references = []
+        for slot in node.type.constants:
+            array = node.constants.get(slot.name)
+            if array is None:
+                references += [0, 0]
+                continue
+            data = np.ascontiguousarray(array, np.dtype(slot.dtype).newbyteorder("<")).tobytes()
+            if data not in places:
+                constants += bytes(_aligned(len(constants)) - len(constants))
+                places[data] = start + len(constants)
+                constants += data
+                _require(start + len(constants) < 1 << 32, f"node {node.name!r}: its constants end beyond 4 GiB")
+            references += [places[data], len(data)]
+        integers = [node.attributes[a.name] for a in node.type.integers]
+        floats = [node.attributes[a.name] for a in node.type.floats]
+        nodes += NODE.pack(node.type.number, name, len(node.inputs), node.output, *_filled(node.inputs, NODE_INPUTS),
+                           *_filled(integers, NODE_INTEGERS), *_filled(floats, NODE_FLOATS),
+                           *_filled(references, 2 * NODE_CONSTANTS))
+    body = tensors + bytes(nodes) + outputs + bytes(strings.data)
+    body += bytes(start - HEADER.size - len(body)) + bytes(constants)
+    header = HEADER.pack(MAGIC, VERSION, OPSET_VERSION, HEADER.size + len(body), zlib.crc32(body),
+                         len(program.tensors), len(program.nodes), program.inputs, len(program.outputs),
+                         outputs_offset, tensors_offset, nodes_offset, strings_offset, len(strings.data))
+    return header + body
+
+
+def _filled(values, size: int) -> list:
+    return [*values, *[0] * (size - len(values))]
+
+
+def read(data: bytes) -> Program:
+    """A program from a file's bytes; its constants are read-only views of them.
+
+    Raises :class:`ProgramError` for anything that is not as :func:`write` writes it: sizes, offsets, numbers, text.
+    """
+    _require(len(data) >= HEADER.size, f"{len(data)} bytes are less than a header ({HEADER.size})")
+    header = _Reader(data).record(HEADER, HEADER_FIELDS, 0)
+    _require(header["magic"] == MAGIC, "no irstd program (magic)")
+    _require(header["version"] == VERSION, f"version is {header['version']}, this release reads {VERSION}; "
+             "export again")
+    _require(header["opset"] == OPSET_VERSION, f"opset is {header['opset']}, this release reads {OPSET_VERSION}; "
+             "export again")
+    _require(header["file_bytes"] == len(data), f"file_bytes is {header['file_bytes']}, the file has {len(data)}")
+    _require(header["crc32"] == zlib.crc32(data[HEADER.size:]), "damaged (crc32)")
+    for name, most in (("tensor_count", MAX_TENSORS), ("node_count", MAX_NODES)):
+        _require(1 <= header[name] <= most, f"{name} is {header[name]}, not 1 to {most}")
+    for name in ("input_count", "output_count"):
+        _require(1 <= header[name] <= header["tensor_count"], f"{name} is {header[name]}, of {header['tensor_count']} "
+                 "tensors")
+    reader = _Reader(data, header["strings_offset"], header["strings_bytes"])
+    at, count = header["outputs_offset"], header["output_count"]
+    reader.check("outputs_offset", at, 4 * count, 4)
+    outputs = struct.unpack_from(f"<{count}I", data, at)
+    reader.check("tensors_offset", header["tensors_offset"], TENSOR.size * header["tensor_count"], 4)
+    reader.check("nodes_offset", header["nodes_offset"], NODE.size * header["node_count"], 4)
+    tensors = tuple(reader.tensor(i, header["tensors_offset"] + TENSOR.size * i)
+                    for i in range(header["tensor_count"]))
+    nodes = tuple(reader.node(i, header["nodes_offset"] + NODE.size * i) for i in range(header["node_count"]))
+    return Program(tensors, nodes, header["input_count"], outputs)
+
+
+class _Reader:
+    """Records of a file; names are taken from its strings, given where they are."""
+
+    def __init__(self, data: bytes, strings_offset: int | None = None, strings_bytes: int = 0):
+        self.data = data
+        self.strings = b""
+        if strings_offset is not None:
+            self.check("strings_offset", strings_offset, strings_bytes, 1)
+            self.strings = data[strings_offset:strings_offset + strings_bytes]
+            _require(self.strings[-1:] == b"\0", "strings do not end with NUL")
+
+    @staticmethod
+    def _group(code: str) -> int:
+        return int(code[:-1] or 1) if code[-1] != "s" else 1
+
+    def record(self, layout: struct.Struct, fields, offset: int) -> dict:
+        values, result = iter(layout.unpack_from(self.data, offset)), {}
+        for name, code in fields:
+            group = tuple(next(values) for _ in range(self._group(code)))
+            result[name] = group if self._group(code) > 1 else group[0]
+        return result
+
+    def check(self, name: str, offset: int, size: int, alignment: int) -> None:
+        _require(HEADER.size <= offset and offset + size <= len(self.data), f"{name} {offset} with {size} bytes is "
+                 f"outside the file ({len(self.data)})")
+        _require(offset % alignment == 0, f"{name} {offset} is no multiple of {alignment}")
+
+    def text(self, place: int) -> str:
+        end = self.strings.find(b"\0", place)
+        _require(place < len(self.strings), f"name {place} is outside the strings ({len(self.strings)})")
+        try:
+            return self.strings[place:end].decode()
+        except UnicodeDecodeError as e:
+            raise ProgramError(f"name {place} is no UTF-8") from e
+
+    def tensor(self, index: int, offset: int) -> Tensor:
+        with _at(f"tensor {index}"):
+            raw = self.record(TENSOR, TENSOR_FIELDS, offset)
+            _require(raw["type"] in list(TensorType), f"type is {raw['type']}")
+            _require((raw["fraction_bits"] >= 0) == (raw["type"] == TensorType.INT16), f"fraction_bits is "
+                     f"{raw['fraction_bits']} with type {raw['type']}")
+            _require(raw["size_multiplier"] == raw["size_divisor"] == 1, "size_multiplier and size_divisor must be 1")
+            _require(not any(raw["reserved"]), "reserved is not 0")
+            return Tensor(self.text(raw["name"]), raw["channels"], raw["fraction_bits"])
+
+    def node(self, index: int, offset: int) -> Node:
+        with _at(f"node {index}"):
+            raw = self.record(NODE, NODE_FIELDS, offset)
+            _require(raw["op"] in _BY_NUMBER, f"op is {raw['op']}")
+            kind, name = _BY_NUMBER[raw["op"]], self.text(raw["name"])
+            _require(raw["input_count"] <= NODE_INPUTS, f"input_count is {raw['input_count']}")
+            used = {"inputs": raw["input_count"], "i": len(kind.integers), "f": len(kind.floats),
+                    "constant": 2 * len(kind.constants)}
+            end = offset + 16
+            for slots, count in used.items():
+                start, end = end + 4 * count, end + 4 * len(raw[slots])
+                # As bytes: where denormals are flushed, a float that is none can count as 0.
+                _require(not any(self.data[start:end]), f"{slots}[] is not 0 where {kind.name} has none")
+            attributes = {a.name: v for a, v in zip(kind.integers, raw["i"], strict=False)}
+            attributes |= {a.name: v for a, v in zip(kind.floats, raw["f"], strict=False)}
+            # Their ranges are checked before they give the sizes of constants.
+            attributes = _checked_attributes(kind, attributes)
+            references = raw["constant"]
+            constants = {slot.name: array for i, slot in enumerate(kind.constants)
+                         if (array := self.constant(slot, attributes, *references[2 * i:2 * i + 2])) is not None}
+            return Node(kind.name, name, raw["inputs"][:raw["input_count"]], raw["output"], attributes, constants)
+
+    def constant(self, slot: Constant, attributes: Mapping, offset: int, size: int) -> np.ndarray | None:
+        if offset == 0 and size == 0:
+            return None
+        shape = slot.shape(attributes)
+        _require(shape is not None, f"{slot.name} is given, and means nothing there")
+        self.check(slot.name, offset, size, ALIGNMENT)
+        known = 4 * prod(n for n in shape if n != ANY)
+        _require(size > 0 and (size % known == 0 if ANY in shape else size == known),
+                 f"{slot.name} has {size} bytes, not those of {slot.letters} = {list(shape)}")
+        array = np.frombuffer(self.data, np.dtype(slot.dtype).newbyteorder("<"), size // 4, offset)
+        return array.reshape(shape)

@@ -1,0 +1,340 @@
+/* model.irstd: every size, offset and number is checked before it is used. */
+#include <math.h>
+#include <string.h>
+
+#include "engine.h"
+
+#define FAIL(...) return irstd_fail(error, IRSTD_INVALID, __VA_ARGS__)
+
+enum { MAX_SIDE = 1 << 15, MAX_COUNT = 1 << 16 };
+
+static uint32_t crc32_of(const uint8_t *data, size_t bytes) {
+    /* zlib's polynomial, eight table steps of four bits would be slower than these bytes are read. */
+    uint32_t table[256], crc = ~0u;
+    for (uint32_t n = 0; n < 256; n++) {
+        uint32_t c = n;
+        for (int k = 0; k < 8; k++) c = c & 1 ? 0xedb88320u ^ c >> 1 : c >> 1;
+        table[n] = c;
+    }
+    for (size_t i = 0; i < bytes; i++) crc = table[(crc ^ data[i]) & 255] ^ crc >> 8;
+    return ~crc;
+}
+
+static int inside(const struct irstd_session *s, uint64_t offset, uint64_t bytes) {
+    return offset <= s->data_bytes && bytes <= s->data_bytes - offset;
+}
+
+typedef struct {
+    const struct irstd_session *s;
+    const char *strings;
+    uint32_t string_bytes;
+} names;
+
+static const char *name_of(const names *n, uint32_t offset) {
+    return offset < n->string_bytes ? n->strings + offset : NULL;
+}
+
+/* Every integer slot of every operator and its range, from the specification. */
+static const struct {
+    int op, slot;
+    const char *name;
+    int32_t minimum, maximum;
+} integers[] = {
+#define ROW(operator, NAME, text, slot, minimum, maximum) {IRSTD_OP_##operator, slot, text, minimum, maximum},
+    IRSTD_PROGRAM_INTEGERS(ROW)
+#undef ROW
+};
+
+static const struct {
+    int op;
+    const char *name;
+    int fewest_inputs, most_inputs;
+} operators[] = {
+#define ROW(NAME, number, text, fewest, most, integers, floats, constants) {number, text, fewest, most},
+    IRSTD_PROGRAM_OPERATORS(ROW)
+#undef ROW
+};
+
+const char *irstd_operator_name(int op) {
+    for (size_t k = 0; k < sizeof operators / sizeof *operators; k++)
+        if (operators[k].op == op) return operators[k].name;
+    return NULL;
+}
+
+static irstd_status check_slots(const irstd_node *n, irstd_error *error) {
+    size_t k = 0;
+    while (k < sizeof operators / sizeof *operators && operators[k].op != n->op) k++;
+    if (k == sizeof operators / sizeof *operators)
+        return irstd_fail(error, IRSTD_UNSUPPORTED, "%s: operator %d is not known to this version", n->name, n->op);
+    if (n->input_count < operators[k].fewest_inputs || n->input_count > operators[k].most_inputs)
+        FAIL("%s: %d inputs, %d to %d are possible", n->name, n->input_count, operators[k].fewest_inputs,
+             operators[k].most_inputs);
+    for (k = 0; k < sizeof integers / sizeof *integers; k++) {
+        int32_t value = n->i[integers[k].slot];
+        if (integers[k].op == n->op && (value < integers[k].minimum || value > integers[k].maximum))
+            FAIL("%s: %s must be in %d..%d, got %d", n->name, integers[k].name, integers[k].minimum,
+                 integers[k].maximum, value);
+    }
+    return IRSTD_OK;
+}
+
+/* Output side of a window; 0 where it does not fit. */
+static int64_t slide(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
+    int64_t extent = dilation * (kernel - 1) + 1;
+    return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
+}
+
+static irstd_status check_constant(const irstd_node *n, int slot, const char *label, uint64_t floats, int optional,
+                                   irstd_error *error) {
+    if (optional && !n->constant_bytes[slot]) return IRSTD_OK;
+    if (n->constant_bytes[slot] != floats * 4)
+        FAIL("%s: %s must have %llu bytes, got %zu", n->name, label, (unsigned long long)floats * 4,
+             n->constant_bytes[slot]);
+    return IRSTD_OK;
+}
+
+static irstd_status check_activation(const irstd_node *n, int activation, int slope_slot, int channels,
+                                     irstd_error *error) {
+    if (activation == IRSTD_FLOAT_ACTIVATION_PRELU)
+        return check_constant(n, slope_slot, "slope", (uint64_t)channels, 0, error);
+    return IRSTD_OK;
+}
+
+static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, irstd_tensor *y, irstd_error *error) {
+    irstd_bconv *c = n->bconv = irstd_own(s, sizeof *c);
+    if (!c) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    const int32_t *integers = n->i;
+    const float *reals = n->f;
+    /* The file's slots are the attributes of the operator in the specification's order, integers and floats apart. */
+#define TAKE(type, name, mandatory, default_value, minimum, maximum) \
+    c->a.name = _Generic((type)0, int32_t: *integers, float: *reals); \
+    _Generic((type)0, int32_t: integers++, float: reals++);
+    IRSTD_BINARY_CONV2D_ATTRIBUTES(TAKE)
+#undef TAKE
+    const irstd_bconv2d_attributes *a = &c->a;
+    irstd_error inner;
+    if (irstd_bconv2d_check(a, &inner)) FAIL("%s: %.200s", n->name, inner.message);
+    irstd_tensor *x = n->inputs[0];
+    if (a->in_channels != x->channels) FAIL("%s: in_channels is %d, its input has %d", n->name, a->in_channels, x->channels);
+    if (n->input_count != 1 + (a->residual != IRSTD_RESIDUAL_NONE))
+        FAIL("%s: residual %d does not go with %d inputs", n->name, a->residual, n->input_count);
+    c->ic_group = a->in_channels / a->groups;
+    c->oc_group = a->out_channels / a->groups;
+    c->words_per_tap = (c->ic_group + IRSTD_WORD_BITS - 1) / IRSTD_WORD_BITS;
+    uint64_t taps = (uint64_t)a->kernel_h * (uint64_t)a->kernel_w, oc = (uint64_t)a->out_channels;
+    irstd_status status = check_constant(n, 0, "weight", oc * taps * (uint64_t)c->words_per_tap, 0, error);
+    if (!status) status = check_constant(n, 1, "threshold", (uint64_t)a->in_channels, 0, error);
+    if (!status) status = check_constant(n, 2, "scale", oc, 0, error);
+    if (!status) status = check_constant(n, 3, "bias", oc, 0, error);
+    int rprelu = a->activation == IRSTD_ACTIVATION_RPRELU;
+    if (!status) status = check_constant(n, 4, "activation_parameters", rprelu ? 3 * oc : 0, 0, error);
+    if (status) return status;
+    c->words = n->constants[0];
+    for (uint64_t tap = 0; c->ic_group % IRSTD_WORD_BITS && tap < oc * taps; tap++)
+        if (c->words[(tap + 1) * (uint64_t)c->words_per_tap - 1] >> c->ic_group % IRSTD_WORD_BITS)
+            FAIL("%s: weight has non-zero tail bits beyond its %d channels", n->name, c->ic_group);
+    c->threshold = n->constants[1];
+    c->scale = n->constants[2];
+    c->bias = n->constants[3];
+    if (rprelu) {
+        c->shift_in = n->constants[4];
+        c->slope = c->shift_in + oc;
+        c->shift_out = c->slope + oc;
+    }
+    y->height = slide(x->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
+    y->width = slide(x->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
+    n->macs = oc * taps * (uint64_t)c->ic_group * (uint64_t)y->height * (uint64_t)y->width;
+    if (y->channels != a->out_channels) FAIL("%s: out_channels is %d, its output has %d", n->name, a->out_channels, y->channels);
+    int fixed = y->type == IRSTD_TENSOR_TYPE_INT16;
+    if (fixed != (a->fraction_bits >= 0) || (fixed && y->fraction_bits != a->fraction_bits))
+        FAIL("%s: fraction_bits %d does not go with its output's %d", n->name, a->fraction_bits, y->fraction_bits);
+    if (n->input_count == 2) {
+        irstd_tensor *r = n->inputs[1];
+        if (a->out_channels % r->channels && r->channels % a->out_channels)
+            FAIL("%s: residual channels (%d) must divide out_channels (%d) or be a multiple of it", n->name,
+                 r->channels, a->out_channels);
+        if (r->height != y->height || r->width != y->width) FAIL("%s: residual and result differ in size", n->name);
+    }
+    return IRSTD_OK;
+}
+
+static irstd_status load_conv(irstd_node *n, irstd_tensor *y, irstd_error *error) {
+    const int32_t *i = n->i;
+    const irstd_tensor *x = n->inputs[0];
+    irstd_status status;
+    int ic = i[IRSTD_CONV2D_IN_CHANNELS], oc = i[IRSTD_CONV2D_OUT_CHANNELS], groups = i[IRSTD_CONV2D_GROUPS];
+    if (ic != x->channels || oc != y->channels || groups < 1 || ic % groups || oc % groups)
+        FAIL("%s: %d to %d channels in %d groups do not go with its input's %d and output's %d", n->name, ic, oc,
+             groups, x->channels, y->channels);
+    uint64_t taps = (uint64_t)i[IRSTD_CONV2D_KERNEL_H] * (uint64_t)i[IRSTD_CONV2D_KERNEL_W];
+    int transposed = n->op == IRSTD_OP_CONV_TRANSPOSE2D;
+    uint64_t weights = (uint64_t)oc * (uint64_t)(ic / groups) * taps;
+    if ((status = check_constant(n, 0, "weight", weights, 0, error))) return status;
+    if ((status = check_constant(n, 1, "bias", (uint64_t)oc, 1, error))) return status;
+    if ((status = check_activation(n, i[IRSTD_CONV2D_ACTIVATION], 2, oc, error))) return status;
+    int64_t sides[2];
+    for (int axis = 0; axis < 2; axis++) {
+        int64_t size = axis ? x->width : x->height, before = i[IRSTD_CONV2D_PAD_TOP + axis];
+        int64_t after = i[IRSTD_CONV2D_PAD_BOTTOM + axis], kernel = i[IRSTD_CONV2D_KERNEL_H + axis];
+        int64_t dilation = i[IRSTD_CONV2D_DILATION_H + axis], stride = i[IRSTD_CONV2D_STRIDE_H + axis];
+        if (transposed) {
+            int64_t extra = i[IRSTD_CONV_TRANSPOSE2D_OUTPUT_PAD_H + axis];
+            if (extra >= stride) FAIL("%s: output padding must be in 0..stride - 1", n->name);
+            sides[axis] = (size - 1) * stride - before - after + dilation * (kernel - 1) + extra + 1;
+        } else {
+            sides[axis] = slide(size, before, after, kernel, dilation, stride);
+        }
+    }
+    y->height = sides[0];
+    y->width = sides[1];
+    n->macs = weights * (uint64_t)(transposed ? x->height * x->width : irstd_max(0, y->height * y->width));
+    return IRSTD_OK;
+}
+
+static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_error *error) {
+    irstd_tensor *y = n->output, *x = n->inputs[0];
+    const int32_t *i = n->i;
+    irstd_status status = check_slots(n, error);
+    if (status) return status;
+    int64_t height = x->height, width = x->width;
+    int channels = x->channels, pointwise = 1;
+    switch (n->op) {
+    case IRSTD_OP_BINARY_CONV2D: status = load_bconv(s, n, y, error); pointwise = 0; break;
+    case IRSTD_OP_CONV2D:
+    case IRSTD_OP_CONV_TRANSPOSE2D: status = load_conv(n, y, error); pointwise = 0; break;
+    case IRSTD_OP_FIXED_POINT:
+        if (y->type != IRSTD_TENSOR_TYPE_INT16 ||
+            y->fraction_bits != i[IRSTD_FIXED_POINT_FRACTION_BITS] || x->type != IRSTD_TENSOR_TYPE_FLOAT32)
+            FAIL("%s: FixedPoint takes float32 and gives int16 of its 2..16 bits", n->name);
+        break;
+    case IRSTD_OP_AVERAGE_POOL:
+    case IRSTD_OP_MAX_POOL:
+        height = slide(x->height, 0, 0, i[0], 1, i[2]);
+        width = slide(x->width, 0, 0, i[1], 1, i[3]);
+        break;
+    case IRSTD_OP_RESIZE:
+        height *= i[0];
+        width *= i[1];
+        break;
+    case IRSTD_OP_ADD:
+        status = check_activation(n, i[0], 0, channels, error);
+        break;
+    case IRSTD_OP_ACTIVATION:
+        status = check_activation(n, i[0], 0, channels, error);
+        break;
+    case IRSTD_OP_MULTIPLY: break;
+    case IRSTD_OP_CONCAT:
+        channels = 0;
+        for (int k = 0; k < n->input_count; k++) {
+            const irstd_tensor *t = n->inputs[k];
+            if (t->height != x->height || t->width != x->width) FAIL("%s: its inputs differ in size", n->name);
+            if (t->type != y->type || t->fraction_bits != y->fraction_bits) FAIL("%s: its tensors differ in type", n->name);
+            channels += t->channels;
+        }
+        break;
+    case IRSTD_OP_GLOBAL_AVERAGE_POOL: height = width = 1; break;
+    }
+    if (status) return status;
+    if (n->op == IRSTD_OP_ADD || n->op == IRSTD_OP_MULTIPLY || (n->op == IRSTD_OP_RESIZE && n->input_count == 2)) {
+        const irstd_tensor *b = n->inputs[1];
+        int broadcast = n->op == IRSTD_OP_MULTIPLY && b->height == 1 && b->width == 1;
+        if (b->channels != channels || (!broadcast && (b->height != height || b->width != width)))
+            FAIL("%s: [%d, %lld, %lld] and [%d, %lld, %lld] do not go together", n->name, channels, (long long)height,
+                 (long long)width, b->channels, (long long)b->height, (long long)b->width);
+    }
+    if (pointwise) {
+        y->height = height;
+        y->width = width;
+        if (y->channels != channels) FAIL("%s: gives %d channels, its output has %d", n->name, channels, y->channels);
+    }
+    if (y->height < 1 || y->width < 1 || y->height > MAX_SIDE || y->width > MAX_SIDE)
+        FAIL("%s: a %lldx%lld image leaves nothing or too much here (%lld x %lld)", n->name, (long long)s->height,
+             (long long)s->width, (long long)y->height, (long long)y->width);
+    return IRSTD_OK;
+}
+
+irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
+    irstd_file_header h;
+    if (s->data_bytes < sizeof h) FAIL("this is no model.irstd: %zu bytes are too few", s->data_bytes);
+    memcpy(&h, s->data, sizeof h);
+    if (memcmp(h.magic, IRSTD_PROGRAM_MAGIC, 8)) FAIL("this is no model.irstd: the first bytes differ");
+    if (h.version != IRSTD_PROGRAM_VERSION)
+        return irstd_fail(error, IRSTD_UNSUPPORTED, "file version %u, this library reads %d", h.version, IRSTD_PROGRAM_VERSION);
+    if (h.opset != IRSTD_OPSET_VERSION)
+        return irstd_fail(error, IRSTD_UNSUPPORTED, "operator version %u, this library knows %d", h.opset, IRSTD_OPSET_VERSION);
+    if (h.file_bytes != s->data_bytes) FAIL("the file has %zu bytes, its header says %llu", s->data_bytes, (unsigned long long)h.file_bytes);
+    if (crc32_of(s->data + sizeof h, s->data_bytes - sizeof h) != h.crc32) FAIL("the checksum does not match: the file is damaged");
+    if (!h.tensor_count || h.tensor_count > MAX_COUNT || !h.node_count || h.node_count > MAX_COUNT ||
+        !h.input_count || h.input_count > h.tensor_count || !h.output_count || h.output_count > h.tensor_count)
+        FAIL("impossible counts: %u tensors, %u nodes, %u inputs, %u outputs", h.tensor_count, h.node_count, h.input_count, h.output_count);
+    if (!inside(s, h.outputs_offset, 4ull * h.output_count) || h.outputs_offset % 4 ||
+        !inside(s, h.tensors_offset, sizeof(irstd_tensor_record) * (uint64_t)h.tensor_count) || h.tensors_offset % 4 ||
+        !inside(s, h.nodes_offset, sizeof(irstd_node_record) * (uint64_t)h.node_count) || h.nodes_offset % 4 ||
+        !inside(s, h.strings_offset, h.strings_bytes) || !h.strings_bytes || s->data[h.strings_offset + h.strings_bytes - 1])
+        FAIL("a table lies outside the file");
+    names text = {s, (const char *)s->data + h.strings_offset, h.strings_bytes};
+    s->tensor_count = (int)h.tensor_count;
+    s->node_count = (int)h.node_count;
+    s->input_count = (int)h.input_count;
+    s->output_count = (int)h.output_count;
+    s->tensors = irstd_own(s, sizeof *s->tensors * h.tensor_count);
+    s->nodes = irstd_own(s, sizeof *s->nodes * h.node_count);
+    s->outputs = (const uint32_t *)(const void *)(s->data + h.outputs_offset);
+    if (!s->tensors || !s->nodes) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    if (s->height < 1 || s->width < 1 || s->height > MAX_SIDE || s->width > MAX_SIDE)
+        FAIL("height and width must be in 1..%d, got %lld and %lld", MAX_SIDE, (long long)s->height, (long long)s->width);
+
+    const irstd_tensor_record *records = (const void *)(s->data + h.tensors_offset);
+    for (int k = 0; k < s->tensor_count; k++) {
+        irstd_tensor *t = &s->tensors[k];
+        const irstd_tensor_record *r = &records[k];
+        t->name = name_of(&text, r->name);
+        if (!t->name) FAIL("tensor %d: its name lies outside the file", k);
+        if (r->type != IRSTD_TENSOR_TYPE_FLOAT32 && r->type != IRSTD_TENSOR_TYPE_INT16) FAIL("tensor %s: type %u is not known", t->name, r->type);
+        int fixed = r->type == IRSTD_TENSOR_TYPE_INT16;
+        if (!r->channels || r->channels > IRSTD_MAX_CHANNELS) FAIL("tensor %s: %u channels", t->name, r->channels);
+        if (fixed ? r->fraction_bits < 0 || r->fraction_bits > 15 : r->fraction_bits != -1)
+            FAIL("tensor %s: fraction_bits %d does not go with its type", t->name, r->fraction_bits);
+        t->type = (int)r->type;
+        t->fraction_bits = r->fraction_bits;
+        t->channels = (int)r->channels;
+        if (k < s->input_count) {
+            if (fixed) FAIL("input %s: must be float32", t->name);
+            t->external = 1 + k;
+            t->height = s->height;
+            t->width = s->width;
+        }
+    }
+    const irstd_node_record *nodes = (const void *)(s->data + h.nodes_offset);
+    for (int k = 0; k < s->node_count; k++) {
+        irstd_node *n = &s->nodes[k];
+        const irstd_node_record *r = &nodes[k];
+        n->name = name_of(&text, r->name);
+        if (!n->name) FAIL("node %d: its name lies outside the file", k);
+        n->op = (int)r->op;
+        n->i = r->i;
+        n->f = r->f;
+        if (r->input_count < 1 || r->input_count > MAX_INPUTS) FAIL("%s: %u inputs", n->name, r->input_count);
+        n->input_count = (int)r->input_count;
+        for (int j = 0; j < n->input_count; j++) {
+            if (r->inputs[j] >= h.tensor_count || !s->tensors[r->inputs[j]].height)
+                FAIL("%s: input %d is tensor %u, which nothing before it writes", n->name, j, r->inputs[j]);
+            n->inputs[j] = &s->tensors[r->inputs[j]];
+        }
+        if (r->output >= h.tensor_count || s->tensors[r->output].height)
+            FAIL("%s: output is tensor %u, which is out of range or written already", n->name, r->output);
+        n->output = &s->tensors[r->output];
+        for (int j = 0; j < IRSTD_NODE_CONSTANTS; j++) {
+            uint32_t offset = r->constant[j].offset, bytes = r->constant[j].bytes;
+            if (!inside(s, offset, bytes) || offset % 4) FAIL("%s: constant %d lies outside the file", n->name, j);
+            n->constants[j] = bytes ? s->data + offset : NULL;
+            n->constant_bytes[j] = bytes;
+        }
+        irstd_status status = load_node(s, n, error);
+        if (status) return status;
+    }
+    for (int k = 0; k < s->output_count; k++)
+        if (s->outputs[k] >= h.tensor_count || !s->tensors[s->outputs[k]].height || s->tensors[s->outputs[k]].type != IRSTD_TENSOR_TYPE_FLOAT32)
+            FAIL("output %d: tensor %u is not written, or no float32", k, s->outputs[k]);
+    return IRSTD_OK;
+}

@@ -1,0 +1,337 @@
+/* The order of execution and the memory. A strip is some rows of the output; going back from it, every node must have
+ * computed the rows that the strip needs, and does so in the file's order. Simulating that tells how many rows of each
+ * tensor are alive at once, which is all that its ring must hold. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
+
+static int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+/* Rows 0..result-1 of an input are needed for rows 0..rows-1 of the output. Negative counts are strips before the
+ * first one: they let the early layers start without the late ones, so that no ring must hold the start of a run. */
+static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
+    const irstd_tensor *x = n->inputs[input];
+    const int32_t *i = n->i;
+    int64_t last = rows - 1, need = rows;
+    switch (n->op) {
+    case IRSTD_OP_BINARY_CONV2D: {
+        const irstd_bconv2d_attributes *a = &n->bconv->a;
+        if (!input) need = last * a->stride_h - a->pad_top + (int64_t)a->dilation_h * (a->kernel_h - 1) + 1;
+        break;
+    }
+    case IRSTD_OP_CONV2D:
+        need = last * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP] +
+               (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1) + 1;
+        break;
+    case IRSTD_OP_CONV_TRANSPOSE2D: need = floor_divide(last + i[IRSTD_CONV2D_PAD_TOP], i[IRSTD_CONV2D_STRIDE_H]) + 1; break;
+    case IRSTD_OP_AVERAGE_POOL:
+    case IRSTD_OP_MAX_POOL: need = last * i[IRSTD_AVERAGE_POOL_STRIDE_H] + i[IRSTD_AVERAGE_POOL_KERNEL_H]; break;
+    case IRSTD_OP_RESIZE: /* one more than nearest and bilinear read */
+        if (!input) need = i[IRSTD_RESIZE_MODE] == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS
+                               ? floor_divide(last * (x->height - 1), irstd_max(1, n->output->height - 1)) + 2
+                               : floor_divide(2 * last + 1 + i[IRSTD_RESIZE_SCALE_H], 2 * i[IRSTD_RESIZE_SCALE_H]) + 1;
+        break;
+    case IRSTD_OP_GLOBAL_AVERAGE_POOL:
+        if (rows > 0) need = x->height;
+        break;
+    case IRSTD_OP_MULTIPLY:
+        if (x->height == 1) need = rows > 0;
+        break;
+    default: break;
+    }
+    return irstd_min(need, x->height);
+}
+
+/* The first row of an input that output row `row` and all below it read. */
+static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
+    const irstd_tensor *x = n->inputs[input];
+    const int32_t *i = n->i;
+    int64_t first = row;
+    switch (n->op) {
+    case IRSTD_OP_BINARY_CONV2D:
+        if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
+        break;
+    case IRSTD_OP_CONV2D: first = row * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP]; break;
+    case IRSTD_OP_CONV_TRANSPOSE2D:
+        first = (row + i[IRSTD_CONV2D_PAD_TOP] - (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1)) /
+                    i[IRSTD_CONV2D_STRIDE_H] - 1;
+        break;
+    case IRSTD_OP_AVERAGE_POOL:
+    case IRSTD_OP_MAX_POOL: first = row * i[IRSTD_AVERAGE_POOL_STRIDE_H]; break;
+    case IRSTD_OP_RESIZE:
+        if (!input) first = i[IRSTD_RESIZE_MODE] == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS
+                                ? row * (x->height - 1) / irstd_max(1, n->output->height - 1) - 1
+                                : (2 * row + 1 - i[IRSTD_RESIZE_SCALE_H]) / (2 * i[IRSTD_RESIZE_SCALE_H]);
+        break;
+    case IRSTD_OP_GLOBAL_AVERAGE_POOL: first = row ? x->height : 0; break;
+    case IRSTD_OP_MULTIPLY:
+        if (x->height == 1) first = row < n->output->height ? 0 : 1;
+        break;
+    default: break;
+    }
+    return irstd_max(0, irstd_min(first, x->height));
+}
+
+/* Who reads each tensor: lists of (node, input) by tensor. */
+typedef struct {
+    const struct irstd_session *s;
+    int *first, *next; /* per tensor; per node * MAX_INPUTS + input; -1 ends */
+} readers;
+
+static int find_readers(const struct irstd_session *s, readers *r) {
+    r->s = s;
+    r->first = malloc((size_t)s->tensor_count * sizeof *r->first);
+    r->next = malloc((size_t)s->node_count * MAX_INPUTS * sizeof *r->next);
+    if (!r->first || !r->next) return 0;
+    for (int k = 0; k < s->tensor_count; k++) r->first[k] = -1;
+    for (int k = 0; k < s->node_count; k++)
+        for (int j = 0; j < s->nodes[k].input_count; j++) {
+            int *first = &r->first[s->nodes[k].inputs[j] - s->tensors];
+            r->next[k * MAX_INPUTS + j] = *first;
+            *first = k * MAX_INPUTS + j;
+        }
+    return 1;
+}
+
+/* What a simulated run keeps for each tensor. */
+typedef struct {
+    int64_t produced, needed;
+    int64_t most;        /* rows that its ring must hold; map_most: those of its maps' */
+    int64_t map_most;
+    int first_step, last_step;
+} state;
+
+typedef struct {
+    irstd_step *steps;
+    int count, capacity;
+    size_t arena, lower_bound;
+} schedule;
+
+static size_t value_row_bytes(const irstd_tensor *t) {
+    return (size_t)(t->channels * t->stride) * (t->type == IRSTD_TENSOR_TYPE_INT16 ? 2u : 4u);
+}
+
+static size_t map_row_bytes(const struct irstd_session *s, const irstd_map *m) {
+    return (size_t)m->planes * (size_t)m->stride * (size_t)s->kernels->bit_bytes;
+}
+
+/* Rows of t from which on values (maps = 0) or signs (maps = 1) are still read. */
+static int64_t first_alive(const readers *r, const state *states, int tensor, int maps) {
+    const struct irstd_session *s = r->s;
+    int64_t first = states[tensor].produced;
+    for (int reader = r->first[tensor]; reader >= 0; reader = r->next[reader]) {
+        const irstd_node *n = &s->nodes[reader / MAX_INPUTS];
+        int input = reader % MAX_INPUTS;
+        if (maps == (n->bconv && !input))
+            first = irstd_min(first, first_row_read(n, input, states[n->output - s->tensors].produced));
+    }
+    return first;
+}
+
+static int64_t alive_rows(const readers *r, const state *states, int tensor, int maps, int64_t up_to) {
+    return up_to - first_alive(r, states, tensor, maps);
+}
+
+static size_t alive_bytes(const readers *r, const state *states, int writing, int64_t written) {
+    const struct irstd_session *s = r->s;
+    size_t bytes = 0;
+    for (int k = 0; k < s->tensor_count; k++) {
+        const irstd_tensor *t = &s->tensors[k];
+        int64_t up_to = k == writing ? written : states[k].produced;
+        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, 0, up_to) * value_row_bytes(t);
+        for (int m = 0; m < t->map_count; m++)
+            bytes += (size_t)alive_rows(r, states, k, 1, up_to) * map_row_bytes(s, &t->maps[m]);
+    }
+    return bytes;
+}
+
+static int add_step(schedule *p, int node, int64_t first, int64_t last) {
+    if (p->count == p->capacity) {
+        int capacity = p->capacity ? 2 * p->capacity : 256;
+        irstd_step *steps = realloc(p->steps, (size_t)capacity * sizeof *steps);
+        if (!steps) return 0;
+        p->steps = steps;
+        p->capacity = capacity;
+    }
+    p->steps[p->count++] = (irstd_step){node, (int32_t)first, (int32_t)last};
+    return 1;
+}
+
+/* Simulates a run in strips of `strip` rows of the largest output. */
+static int simulate(const readers *r, int64_t strip, state *states, schedule *p) {
+    const struct irstd_session *s = r->s;
+    memset(states, 0, (size_t)s->tensor_count * sizeof *states);
+    p->count = 0;
+    p->lower_bound = 0;
+    int64_t height = 1;
+    for (int k = 0; k < s->tensor_count; k++) {
+        states[k].first_step = -1;
+        if (k < s->input_count) states[k].produced = states[k].map_most = s->tensors[k].height;
+    }
+    for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
+    for (int64_t row = -height / strip * strip; row < height; row += strip) {
+        for (int k = 0; k < s->tensor_count; k++) states[k].needed = INT64_MIN;
+        for (int k = 0; k < s->output_count; k++) {
+            int64_t own = s->tensors[s->outputs[k]].height; /* outputs of several heights advance together */
+            states[s->outputs[k]].needed = irstd_min(own, -floor_divide(-(row + strip) * own, height));
+        }
+        for (int k = s->node_count - 1; k >= 0; k--) {
+            const irstd_node *n = &s->nodes[k];
+            if (states[n->output - s->tensors].needed == INT64_MIN) continue; /* nobody reads it */
+            for (int j = 0; j < n->input_count; j++) {
+                state *in = &states[n->inputs[j] - s->tensors];
+                in->needed = irstd_max(in->needed, rows_needed(n, j, states[n->output - s->tensors].needed));
+            }
+        }
+        for (int k = 0; k < s->node_count; k++) {
+            const irstd_node *n = &s->nodes[k];
+            irstd_tensor *t = n->output;
+            state *out = &states[t - s->tensors];
+            if (out->needed <= out->produced) continue;
+            if (!add_step(p, k, out->produced, out->needed)) return 0;
+            if (out->first_step < 0) out->first_step = p->count - 1;
+            for (int j = 0; j < n->input_count; j++) states[n->inputs[j] - s->tensors].last_step = p->count - 1;
+            out->last_step = p->count - 1;
+            /* While a step runs, what it reads and what it writes are alive. */
+            int number = (int)(t - s->tensors);
+            out->most = irstd_max(out->most, alive_rows(r, states, number, 0, out->needed));
+            out->map_most = irstd_max(out->map_most, alive_rows(r, states, number, 1, out->needed));
+            size_t bytes = alive_bytes(r, states, number, out->needed);
+            p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
+            out->produced = out->needed;
+        }
+    }
+    return 1;
+}
+
+static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
+
+/* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
+ * for its life. Maps live for the whole run, since their margins are written once. */
+static int place(struct irstd_session *s, const state *states, schedule *p) {
+    irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
+    if (!rings) return 0;
+    int count = 0;
+    for (int k = 0; k < s->tensor_count; k++) {
+        irstd_tensor *t = &s->tensors[k];
+        t->ring = (irstd_ring){0};
+        if (t->external) {
+            t->ring.ring = t->height;
+            t->ring.row_bytes = (size_t)t->width * sizeof(float);
+        } else if (t->stored) {
+            t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
+                                   .first_step = states[k].first_step, .last_step = states[k].last_step};
+            if (t->ring.ring) rings[count++] = &t->ring;
+        }
+        for (int m = 0; m < t->map_count; m++) {
+            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most), .row_bytes = map_row_bytes(s, &t->maps[m]),
+                                           .first_step = 0, .last_step = p->count};
+            rings[count++] = &t->maps[m].ring;
+        }
+    }
+    for (int k = 1; k < count; k++) /* by falling size */
+        for (int j = k; j && (size_t)rings[j]->ring * rings[j]->row_bytes > (size_t)rings[j - 1]->ring * rings[j - 1]->row_bytes; j--) {
+            irstd_ring *other = rings[j];
+            rings[j] = rings[j - 1];
+            rings[j - 1] = other;
+        }
+    size_t end = 0;
+    for (int k = 0; k < count; k++) {
+        size_t bytes = aligned((size_t)rings[k]->ring * rings[k]->row_bytes), at = 0;
+        for (int again = 1; again;) {
+            again = 0;
+            for (int j = 0; j < k; j++) {
+                const irstd_ring *other = rings[j];
+                size_t other_end = other->offset + aligned((size_t)other->ring * other->row_bytes);
+                if (other->last_step < rings[k]->first_step || rings[k]->last_step < other->first_step ||
+                    other_end <= at || at + bytes <= other->offset)
+                    continue;
+                at = other_end;
+                again = 1;
+            }
+        }
+        rings[k]->offset = at;
+        if (at + bytes > end) end = at + bytes;
+    }
+    free(rings);
+    p->arena = end;
+    return 1;
+}
+
+static size_t l2_bytes(void) {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes > 0) return (size_t)bytes;
+#endif
+    return DEFAULT_L2;
+}
+
+/* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
+ * and what does not fit the second-level cache is written and read once more. */
+static double cost(const struct irstd_session *s, const schedule *p, size_t l2, size_t bytes_moved) {
+    double per_step = s->threads > 1 ? 400 : 60;
+    double working_set = (double)(p->arena + (size_t)s->threads * s->scratch_bytes), cache = 0.8 * (double)l2 * s->threads;
+    double missing = working_set > cache ? (working_set - cache) / working_set : 0;
+    return per_step * p->count + missing * (double)bytes_moved / 20.0;
+}
+
+irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
+    size_t moved = 0;
+    for (int k = 0; k < s->tensor_count; k++) {
+        irstd_tensor *t = &s->tensors[k];
+        t->stride = t->external ? t->height * t->width : irstd_round_up(t->width, ROW_STEP);
+        if (!t->external) moved += 2 * value_row_bytes(t) * (size_t)t->height;
+    }
+    for (int k = 0; k < s->node_count; k++) {
+        irstd_node *n = &s->nodes[k];
+        size_t bytes = n->bconv ? irstd_bconv_scratch(s, n) : s->kernels->rows->scratch_bytes(n);
+        s->scratch_bytes = bytes > s->scratch_bytes ? bytes : s->scratch_bytes;
+    }
+    s->scratch_bytes = aligned(s->scratch_bytes);
+    state *states = calloc((size_t)s->tensor_count, sizeof *states);
+    schedule best = {0};
+    double best_cost = INFINITY;
+    int64_t best_strip = 0;
+    readers r = {0};
+    int ok = states && find_readers(s, &r);
+    for (int64_t strip = 2; ok && strip <= MAX_STRIP; strip *= 2) {
+        ok = simulate(&r, strip, states, &best) && place(s, states, &best);
+        double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
+        if (ok && c < best_cost) {
+            best_cost = c;
+            best_strip = strip;
+        }
+    }
+    const char *forced = getenv("IRSTD_STRIP");
+    if (forced && atoi(forced) > 0) best_strip = atoi(forced);
+    ok = ok && simulate(&r, best_strip, states, &best) && place(s, states, &best);
+    free(states);
+    free(r.first);
+    free(r.next);
+    s->steps = best.steps;
+    if (!ok) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory while planning");
+    s->step_count = best.count;
+    s->strip = best_strip;
+    s->scratch_offset = best.arena;
+    s->arena_bytes = best.arena + (size_t)s->threads * s->scratch_bytes;
+    s->arena_lower_bound = best.lower_bound + (size_t)s->threads * s->scratch_bytes;
+    s->arena_memory = malloc(s->arena_bytes + ROW_ALIGNMENT);
+    if (!s->arena_memory) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: an arena of %zu bytes", s->arena_bytes);
+    memset(s->arena_memory, 0, s->arena_bytes + ROW_ALIGNMENT);
+    s->arena = s->arena_memory + (-(uintptr_t)s->arena_memory & (ROW_ALIGNMENT - 1));
+    for (int k = 0; k < s->tensor_count; k++) {
+        irstd_tensor *t = &s->tensors[k];
+        t->ring.base = s->arena + t->ring.offset;
+        for (int m = 0; m < t->map_count; m++) {
+            irstd_map *map = &t->maps[m];
+            map->ring.base = s->arena + map->ring.offset;
+            for (int64_t row = 0; row < map->ring.ring; row++) irstd_pad_columns(s, map, irstd_row(&map->ring, row), 0, map->stride);
+        }
+    }
+    return IRSTD_OK;
+}

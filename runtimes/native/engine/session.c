@@ -1,0 +1,248 @@
+/* The public calls. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdarg.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "pool.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <xmmintrin.h>
+#endif
+
+enum { MAX_THREADS = 1024 };
+
+static _Thread_local irstd_error last_error;
+
+const char *irstd_last_error(void) { return last_error.message; }
+
+void *irstd_own(struct irstd_session *s, size_t bytes) {
+    if (s->owned_count == s->owned_capacity) {
+        size_t capacity = s->owned_capacity ? 2 * s->owned_capacity : 64;
+        void **owned = realloc(s->owned, capacity * sizeof *owned);
+        if (!owned) return NULL;
+        s->owned = owned;
+        s->owned_capacity = capacity;
+    }
+    void *memory = calloc(1, bytes ? bytes : 1);
+    if (memory) s->owned[s->owned_count++] = memory;
+    return memory;
+}
+
+static const irstd_kernels *find_kernels(const char *isa) {
+    for (int i = 0; i < irstd_kernel_set_count; i++)
+        if (!strcmp(irstd_kernel_sets[i]->isa, isa)) return irstd_kernel_sets[i];
+    return NULL;
+}
+
+static irstd_status start(struct irstd_session *s, int64_t height, int64_t width, int threads, irstd_error *error) {
+    if (threads < 1 || threads > MAX_THREADS)
+        return irstd_fail(error, IRSTD_INVALID, "threads must be in 1..%d, got %d", MAX_THREADS, threads);
+    const char *isa = irstd_isa(error);
+    if (!isa) return IRSTD_UNSUPPORTED;
+    s->kernels = find_kernels(isa);
+    if (!s->kernels) return irstd_fail(error, IRSTD_UNSUPPORTED, "the engine has no kernels for %s", isa);
+    s->height = height;
+    s->width = width;
+    irstd_status status = irstd_load(s, error);
+    if (!status) status = irstd_prepare(s, error);
+    if (status) return status;
+    s->threads = 1;
+    if (threads > 1) {
+        s->barrier = irstd_own(s, 64);
+        s->pool = irstd_pool_create(threads);
+        if (!s->pool || !s->barrier) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: %d threads", threads);
+        s->threads = irstd_pool_threads(s->pool);
+    }
+    status = irstd_plan(s, error);
+    return status ? status : irstd_write_description(s, error);
+}
+
+static irstd_status finish_open(struct irstd_session *s, irstd_status status, irstd_session **session) {
+    if (status)
+        irstd_close(s);
+    else
+        *session = s;
+    return status;
+}
+
+irstd_status irstd_open_memory(const void *data, size_t bytes, int64_t height, int64_t width, int threads,
+                               irstd_session **session) {
+    if (!session || !data) return irstd_fail(&last_error, IRSTD_INVALID, "data and session must not be NULL");
+    *session = NULL;
+    struct irstd_session *s = calloc(1, sizeof *s);
+    void *copy = s ? irstd_own(s, bytes) : NULL; /* calloc's alignment suits every record */
+    if (!copy) {
+        irstd_close(s);
+        return irstd_fail(&last_error, IRSTD_OUT_OF_MEMORY, "out of memory: a copy of %zu bytes", bytes);
+    }
+    memcpy(copy, data, bytes);
+    s->data = copy;
+    s->data_bytes = bytes;
+    return finish_open(s, start(s, height, width, threads, &last_error), session);
+}
+
+irstd_status irstd_open(const char *path, int64_t height, int64_t width, int threads, irstd_session **session) {
+    if (!session || !path) return irstd_fail(&last_error, IRSTD_INVALID, "path and session must not be NULL");
+    *session = NULL;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat about;
+    if (file < 0 || fstat(file, &about) || !S_ISREG(about.st_mode)) {
+        irstd_fail(&last_error, IRSTD_INVALID, "%.160s: %s", path, file < 0 ? strerror(errno) : "no regular file");
+        if (file >= 0) close(file);
+        return IRSTD_INVALID;
+    }
+    struct irstd_session *s = calloc(1, sizeof *s);
+    void *mapping = s && about.st_size ? mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
+    close(file);
+    if (mapping == MAP_FAILED) {
+        free(s);
+        return irstd_fail(&last_error, IRSTD_INVALID, "%.160s: cannot be mapped (%lld bytes)", path, (long long)about.st_size);
+    }
+    s->mapping = mapping;
+    s->data = mapping;
+    s->data_bytes = s->mapping_bytes = (size_t)about.st_size;
+    irstd_error error;
+    irstd_status status = start(s, height, width, threads, &error);
+    if (status) irstd_fail(&last_error, status, "%.100s: %.150s", path, error.message);
+    return finish_open(s, status, session);
+}
+
+irstd_status irstd_run(irstd_session *s, const float *const *inputs, float *const *outputs) {
+    if (!s || !inputs || !outputs) return irstd_fail(&last_error, IRSTD_INVALID, "session, inputs and outputs must not be NULL");
+    for (int k = 0; k < s->input_count; k++) {
+        if (!inputs[k]) return irstd_fail(&last_error, IRSTD_INVALID, "input %s must not be NULL", s->tensors[k].name);
+        s->tensors[k].ring.base = (char *)(uintptr_t)inputs[k];
+    }
+    for (int k = 0; k < s->output_count; k++) {
+        irstd_tensor *t = &s->tensors[s->outputs[k]];
+        if (!outputs[k]) return irstd_fail(&last_error, IRSTD_INVALID, "output %s must not be NULL", t->name);
+        t->ring.base = (char *)outputs[k];
+    }
+    /* Denormals slow some CPUs a hundredfold. */
+#if defined(__x86_64__) || defined(__i386__)
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | 0x8040);
+    irstd_run_strips(s);
+    _mm_setcsr(mode);
+#elif defined(__aarch64__)
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" ::"r"(mode | 1u << 24));
+    irstd_run_strips(s);
+    __asm__ volatile("msr fpcr, %0" ::"r"(mode));
+#else
+    irstd_run_strips(s);
+#endif
+    return IRSTD_OK;
+}
+
+irstd_status irstd_run_profiled(irstd_session *s, const float *const *inputs, float *const *outputs,
+                                uint64_t *layer_nanoseconds) {
+    if (!s) return irstd_run(s, inputs, outputs);
+    s->profile = layer_nanoseconds;
+    irstd_status status = irstd_run(s, inputs, outputs);
+    s->profile = NULL;
+    return status;
+}
+
+const char *irstd_describe(irstd_session *session) { return session ? session->description : NULL; }
+
+void irstd_close(irstd_session *s) {
+    if (!s) return;
+    irstd_pool_destroy(s->pool);
+    for (size_t k = 0; k < s->owned_count; k++) free(s->owned[k]);
+    free(s->owned);
+    free(s->steps);
+    free(s->arena_memory);
+    free(s->description);
+    if (s->mapping) munmap(s->mapping, s->mapping_bytes);
+    free(s);
+}
+
+/* ---- description ---- */
+
+typedef struct {
+    char *text;
+    size_t length, capacity;
+    int failed;
+} writer;
+
+IRSTD_PRINTF(2, 3) static void put(writer *w, const char *format, ...) {
+    va_list arguments;
+    for (;;) {
+        va_start(arguments, format);
+        int count = vsnprintf(w->text + w->length, w->capacity - w->length, format, arguments);
+        va_end(arguments);
+        if (count >= 0 && (size_t)count < w->capacity - w->length) {
+            w->length += (size_t)count;
+            return;
+        }
+        size_t capacity = 2 * w->capacity + (size_t)(count > 0 ? count : 0);
+        char *text = realloc(w->text, capacity);
+        if (!text) {
+            w->failed = 1;
+            return;
+        }
+        w->text = text;
+        w->capacity = capacity;
+    }
+}
+
+/* A JSON string; names come from a file and may hold anything. */
+static void put_string(writer *w, const char *text) {
+    put(w, "\"");
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\')
+            put(w, "\\%c", c);
+        else if (c < 32)
+            put(w, "\\u%04x", c);
+        else
+            put(w, "%c", c);
+    }
+    put(w, "\"");
+}
+
+static void put_tensor(writer *w, const irstd_tensor *t, int first) {
+    put(w, "%s{\"name\": ", first ? "" : ", ");
+    put_string(w, t->name);
+    put(w, ", \"channels\": %d, \"height\": %lld, \"width\": %lld}", t->channels, (long long)t->height, (long long)t->width);
+}
+
+irstd_status irstd_write_description(struct irstd_session *s, irstd_error *error) {
+    writer w = {.text = malloc(4096), .capacity = 4096};
+    if (!w.text) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    put(&w, "{\"isa\": \"%s\", \"threads\": %d, \"height\": %lld, \"width\": %lld, \"strip_rows\": %lld, \"file_bytes\": %zu, "
+            "\"arena_bytes\": %zu, \"arena_lower_bound_bytes\": %zu, \"inputs\": [",
+        s->kernels->isa, s->threads, (long long)s->height, (long long)s->width, (long long)s->strip, s->data_bytes,
+        s->arena_bytes, s->arena_lower_bound);
+    for (int k = 0; k < s->input_count; k++) put_tensor(&w, &s->tensors[k], !k);
+    put(&w, "], \"outputs\": [");
+    for (int k = 0; k < s->output_count; k++) put_tensor(&w, &s->tensors[s->outputs[k]], !k);
+    put(&w, "], \"layers\": [");
+    for (int k = 0; k < s->node_count; k++) {
+        const irstd_node *n = &s->nodes[k];
+        const irstd_tensor *y = n->output;
+        put(&w, "%s{\"name\": ", k ? ", " : "");
+        put_string(&w, n->name);
+        put(&w, ", \"op\": \"%s\", \"kernel\": \"%s\", \"channels\": %d, \"height\": %lld, \"width\": %lld, \"output_bytes\": %zu, \"macs\": %llu}",
+            irstd_operator_name(n->op), n->kernel, y->channels, (long long)y->height, (long long)y->width,
+            (size_t)y->ring.ring * y->ring.row_bytes * !y->external, (unsigned long long)n->macs);
+    }
+    put(&w, "]}");
+    if (w.failed) {
+        free(w.text);
+        return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    }
+    s->description = w.text;
+    return IRSTD_OK;
+}

@@ -1,0 +1,292 @@
+/* Generated from irstd_edge/program.py by `python -m irstd_edge.program_c`. Do not edit.
+ * The file model.irstd; little endian, offsets from its start. */
+#ifndef IRSTD_PROGRAM_H
+#define IRSTD_PROGRAM_H
+
+#include <stdint.h>
+
+#define IRSTD_PROGRAM_MAGIC "\x89" "IRSTD\r\n"
+#define IRSTD_PROGRAM_VERSION 1
+#define IRSTD_PROGRAM_ALIGNMENT 64
+#define IRSTD_MAX_TENSORS 65536
+#define IRSTD_MAX_NODES 65536
+#define IRSTD_NODE_INPUTS 8
+#define IRSTD_NODE_INTEGERS 24
+#define IRSTD_NODE_FLOATS 4
+#define IRSTD_NODE_CONSTANTS 6
+
+#define IRSTD_TENSOR_TYPE_FLOAT32 0
+#define IRSTD_TENSOR_TYPE_INT16 1
+
+#define IRSTD_FLOAT_ACTIVATION_NONE 0
+#define IRSTD_FLOAT_ACTIVATION_RELU 1
+#define IRSTD_FLOAT_ACTIVATION_PRELU 2
+#define IRSTD_FLOAT_ACTIVATION_CLAMP 3
+#define IRSTD_FLOAT_ACTIVATION_SIGMOID 4
+#define IRSTD_FLOAT_ACTIVATION_TANH 5
+
+#define IRSTD_RESIZE_MODE_NEAREST 0
+#define IRSTD_RESIZE_MODE_BILINEAR 1
+#define IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS 2
+
+/* bytes 0: none. */
+typedef struct irstd_constant_record {
+    uint32_t offset;
+    uint32_t bytes;
+} irstd_constant_record;
+
+/* The first bytes of the file. */
+typedef struct irstd_file_header {
+    uint8_t magic[8];
+    uint32_t version;
+    uint32_t opset;
+    uint64_t file_bytes;
+    uint32_t crc32;
+    uint32_t tensor_count;
+    uint32_t node_count;
+    uint32_t input_count;
+    uint32_t output_count;
+    uint32_t outputs_offset;
+    uint32_t tensors_offset;
+    uint32_t nodes_offset;
+    uint32_t strings_offset;
+    uint32_t strings_bytes;
+} irstd_file_header;
+_Static_assert(sizeof(irstd_file_header) == 64, "irstd_file_header");
+
+/* One image [channels, H, W]. name: its place in the strings, from strings_offset. */
+typedef struct irstd_tensor_record {
+    uint32_t name;
+    uint32_t type;
+    int32_t fraction_bits;
+    uint32_t channels;
+    uint32_t size_multiplier;
+    uint32_t size_divisor;
+    uint32_t reserved[2];
+} irstd_tensor_record;
+_Static_assert(sizeof(irstd_tensor_record) == 32, "irstd_tensor_record");
+
+/* One operation; unused slots are 0, an absent constant has offset and bytes 0. name: as a tensor's. */
+typedef struct irstd_node_record {
+    uint32_t op;
+    uint32_t name;
+    uint32_t input_count;
+    uint32_t output;
+    uint32_t inputs[8];
+    int32_t i[24];
+    float f[4];
+    irstd_constant_record constant[6];
+} irstd_node_record;
+_Static_assert(sizeof(irstd_node_record) == 208, "irstd_node_record");
+
+enum {
+    IRSTD_OP_BINARY_CONV2D = 1,
+    IRSTD_OP_CONV2D = 2,
+    IRSTD_OP_FIXED_POINT = 3,
+    IRSTD_OP_AVERAGE_POOL = 4,
+    IRSTD_OP_MAX_POOL = 5,
+    IRSTD_OP_RESIZE = 6,
+    IRSTD_OP_ADD = 7,
+    IRSTD_OP_MULTIPLY = 8,
+    IRSTD_OP_ACTIVATION = 9,
+    IRSTD_OP_CONCAT = 10,
+    IRSTD_OP_GLOBAL_AVERAGE_POOL = 11,
+    IRSTD_OP_CONV_TRANSPOSE2D = 12,
+};
+
+/* X(NAME, number, text, fewest inputs, most inputs, integers, floats, constants) */
+#define IRSTD_PROGRAM_OPERATORS(X) \
+    X(BINARY_CONV2D, 1, "BinaryConv2d", 1, 2, 20, 2, 5) \
+    X(CONV2D, 2, "Conv2d", 1, 1, 14, 2, 3) \
+    X(FIXED_POINT, 3, "FixedPoint", 1, 1, 2, 0, 0) \
+    X(AVERAGE_POOL, 4, "AveragePool", 1, 1, 4, 0, 0) \
+    X(MAX_POOL, 5, "MaxPool", 1, 1, 4, 0, 0) \
+    X(RESIZE, 6, "Resize", 1, 2, 3, 0, 0) \
+    X(ADD, 7, "Add", 2, 2, 1, 2, 1) \
+    X(MULTIPLY, 8, "Multiply", 2, 2, 0, 0, 0) \
+    X(ACTIVATION, 9, "Activation", 1, 1, 1, 2, 1) \
+    X(CONCAT, 10, "Concat", 1, 8, 0, 0, 0) \
+    X(GLOBAL_AVERAGE_POOL, 11, "GlobalAveragePool", 1, 1, 0, 0, 0) \
+    X(CONV_TRANSPOSE2D, 12, "ConvTranspose2d", 1, 1, 16, 2, 3)
+
+/* X(OPERATOR, NAME, text, slot, minimum, maximum) of every i[] slot */
+#define IRSTD_PROGRAM_INTEGERS(X) \
+    X(BINARY_CONV2D, VERSION, "version", 0, 1, 1) \
+    X(BINARY_CONV2D, BIT_ORDER, "bit_order", 1, 1, 1) \
+    X(BINARY_CONV2D, IN_CHANNELS, "in_channels", 2, 1, 65536) \
+    X(BINARY_CONV2D, OUT_CHANNELS, "out_channels", 3, 1, 65536) \
+    X(BINARY_CONV2D, KERNEL_H, "kernel_h", 4, 1, 31) \
+    X(BINARY_CONV2D, KERNEL_W, "kernel_w", 5, 1, 31) \
+    X(BINARY_CONV2D, STRIDE_H, "stride_h", 6, 1, 4096) \
+    X(BINARY_CONV2D, STRIDE_W, "stride_w", 7, 1, 4096) \
+    X(BINARY_CONV2D, DILATION_H, "dilation_h", 8, 1, 4096) \
+    X(BINARY_CONV2D, DILATION_W, "dilation_w", 9, 1, 4096) \
+    X(BINARY_CONV2D, PAD_TOP, "pad_top", 10, 0, 4096) \
+    X(BINARY_CONV2D, PAD_LEFT, "pad_left", 11, 0, 4096) \
+    X(BINARY_CONV2D, PAD_BOTTOM, "pad_bottom", 12, 0, 4096) \
+    X(BINARY_CONV2D, PAD_RIGHT, "pad_right", 13, 0, 4096) \
+    X(BINARY_CONV2D, GROUPS, "groups", 14, 1, 65536) \
+    X(BINARY_CONV2D, PAD_VALUE, "pad_value", 15, -1, 1) \
+    X(BINARY_CONV2D, RESIDUAL, "residual", 16, 0, 2) \
+    X(BINARY_CONV2D, ACTIVATION, "activation", 17, 0, 2) \
+    X(BINARY_CONV2D, ACTIVATION_FIRST, "activation_first", 18, 0, 1) \
+    X(BINARY_CONV2D, FRACTION_BITS, "fraction_bits", 19, -1, 15) \
+    X(CONV2D, IN_CHANNELS, "in_channels", 0, 1, 65536) \
+    X(CONV2D, OUT_CHANNELS, "out_channels", 1, 1, 65536) \
+    X(CONV2D, KERNEL_H, "kernel_h", 2, 1, 31) \
+    X(CONV2D, KERNEL_W, "kernel_w", 3, 1, 31) \
+    X(CONV2D, STRIDE_H, "stride_h", 4, 1, 4096) \
+    X(CONV2D, STRIDE_W, "stride_w", 5, 1, 4096) \
+    X(CONV2D, DILATION_H, "dilation_h", 6, 1, 4096) \
+    X(CONV2D, DILATION_W, "dilation_w", 7, 1, 4096) \
+    X(CONV2D, PAD_TOP, "pad_top", 8, 0, 4096) \
+    X(CONV2D, PAD_LEFT, "pad_left", 9, 0, 4096) \
+    X(CONV2D, PAD_BOTTOM, "pad_bottom", 10, 0, 4096) \
+    X(CONV2D, PAD_RIGHT, "pad_right", 11, 0, 4096) \
+    X(CONV2D, GROUPS, "groups", 12, 1, 65536) \
+    X(CONV2D, ACTIVATION, "activation", 13, 0, 5) \
+    X(FIXED_POINT, FRACTION_BITS, "fraction_bits", 0, 0, 15) \
+    X(FIXED_POINT, BITS, "bits", 1, 2, 16) \
+    X(AVERAGE_POOL, KERNEL_H, "kernel_h", 0, 1, 4096) \
+    X(AVERAGE_POOL, KERNEL_W, "kernel_w", 1, 1, 4096) \
+    X(AVERAGE_POOL, STRIDE_H, "stride_h", 2, 1, 4096) \
+    X(AVERAGE_POOL, STRIDE_W, "stride_w", 3, 1, 4096) \
+    X(MAX_POOL, KERNEL_H, "kernel_h", 0, 1, 4096) \
+    X(MAX_POOL, KERNEL_W, "kernel_w", 1, 1, 4096) \
+    X(MAX_POOL, STRIDE_H, "stride_h", 2, 1, 4096) \
+    X(MAX_POOL, STRIDE_W, "stride_w", 3, 1, 4096) \
+    X(RESIZE, SCALE_H, "scale_h", 0, 1, 4096) \
+    X(RESIZE, SCALE_W, "scale_w", 1, 1, 4096) \
+    X(RESIZE, MODE, "mode", 2, 0, 2) \
+    X(ADD, ACTIVATION, "activation", 0, 0, 5) \
+    X(ACTIVATION, ACTIVATION, "activation", 0, 0, 5) \
+    X(CONV_TRANSPOSE2D, IN_CHANNELS, "in_channels", 0, 1, 65536) \
+    X(CONV_TRANSPOSE2D, OUT_CHANNELS, "out_channels", 1, 1, 65536) \
+    X(CONV_TRANSPOSE2D, KERNEL_H, "kernel_h", 2, 1, 31) \
+    X(CONV_TRANSPOSE2D, KERNEL_W, "kernel_w", 3, 1, 31) \
+    X(CONV_TRANSPOSE2D, STRIDE_H, "stride_h", 4, 1, 4096) \
+    X(CONV_TRANSPOSE2D, STRIDE_W, "stride_w", 5, 1, 4096) \
+    X(CONV_TRANSPOSE2D, DILATION_H, "dilation_h", 6, 1, 4096) \
+    X(CONV_TRANSPOSE2D, DILATION_W, "dilation_w", 7, 1, 4096) \
+    X(CONV_TRANSPOSE2D, PAD_TOP, "pad_top", 8, 0, 4096) \
+    X(CONV_TRANSPOSE2D, PAD_LEFT, "pad_left", 9, 0, 4096) \
+    X(CONV_TRANSPOSE2D, PAD_BOTTOM, "pad_bottom", 10, 0, 4096) \
+    X(CONV_TRANSPOSE2D, PAD_RIGHT, "pad_right", 11, 0, 4096) \
+    X(CONV_TRANSPOSE2D, GROUPS, "groups", 12, 1, 65536) \
+    X(CONV_TRANSPOSE2D, ACTIVATION, "activation", 13, 0, 5) \
+    X(CONV_TRANSPOSE2D, OUTPUT_PAD_H, "output_pad_h", 14, 0, 4096) \
+    X(CONV_TRANSPOSE2D, OUTPUT_PAD_W, "output_pad_w", 15, 0, 4096)
+
+/* BinaryConv2d(x, residual?) */
+#define IRSTD_BINARY_CONV2D_VERSION 0 /* i[] */
+#define IRSTD_BINARY_CONV2D_BIT_ORDER 1 /* i[] */
+#define IRSTD_BINARY_CONV2D_IN_CHANNELS 2 /* i[] */
+#define IRSTD_BINARY_CONV2D_OUT_CHANNELS 3 /* i[] */
+#define IRSTD_BINARY_CONV2D_KERNEL_H 4 /* i[] */
+#define IRSTD_BINARY_CONV2D_KERNEL_W 5 /* i[] */
+#define IRSTD_BINARY_CONV2D_STRIDE_H 6 /* i[] */
+#define IRSTD_BINARY_CONV2D_STRIDE_W 7 /* i[] */
+#define IRSTD_BINARY_CONV2D_DILATION_H 8 /* i[] */
+#define IRSTD_BINARY_CONV2D_DILATION_W 9 /* i[] */
+#define IRSTD_BINARY_CONV2D_PAD_TOP 10 /* i[] */
+#define IRSTD_BINARY_CONV2D_PAD_LEFT 11 /* i[] */
+#define IRSTD_BINARY_CONV2D_PAD_BOTTOM 12 /* i[] */
+#define IRSTD_BINARY_CONV2D_PAD_RIGHT 13 /* i[] */
+#define IRSTD_BINARY_CONV2D_GROUPS 14 /* i[] */
+#define IRSTD_BINARY_CONV2D_PAD_VALUE 15 /* i[] */
+#define IRSTD_BINARY_CONV2D_RESIDUAL 16 /* i[] */
+#define IRSTD_BINARY_CONV2D_ACTIVATION 17 /* i[] */
+#define IRSTD_BINARY_CONV2D_ACTIVATION_FIRST 18 /* i[] */
+#define IRSTD_BINARY_CONV2D_FRACTION_BITS 19 /* i[] */
+#define IRSTD_BINARY_CONV2D_CLAMP_MIN 0 /* f[] */
+#define IRSTD_BINARY_CONV2D_CLAMP_MAX 1 /* f[] */
+#define IRSTD_BINARY_CONV2D_WEIGHT 0 /* constant[] */
+#define IRSTD_BINARY_CONV2D_THRESHOLD 1 /* constant[] */
+#define IRSTD_BINARY_CONV2D_SCALE 2 /* constant[] */
+#define IRSTD_BINARY_CONV2D_BIAS 3 /* constant[] */
+#define IRSTD_BINARY_CONV2D_ACTIVATION_PARAMETERS 4 /* constant[] */
+
+/* Conv2d(x) */
+#define IRSTD_CONV2D_IN_CHANNELS 0 /* i[] */
+#define IRSTD_CONV2D_OUT_CHANNELS 1 /* i[] */
+#define IRSTD_CONV2D_KERNEL_H 2 /* i[] */
+#define IRSTD_CONV2D_KERNEL_W 3 /* i[] */
+#define IRSTD_CONV2D_STRIDE_H 4 /* i[] */
+#define IRSTD_CONV2D_STRIDE_W 5 /* i[] */
+#define IRSTD_CONV2D_DILATION_H 6 /* i[] */
+#define IRSTD_CONV2D_DILATION_W 7 /* i[] */
+#define IRSTD_CONV2D_PAD_TOP 8 /* i[] */
+#define IRSTD_CONV2D_PAD_LEFT 9 /* i[] */
+#define IRSTD_CONV2D_PAD_BOTTOM 10 /* i[] */
+#define IRSTD_CONV2D_PAD_RIGHT 11 /* i[] */
+#define IRSTD_CONV2D_GROUPS 12 /* i[] */
+#define IRSTD_CONV2D_ACTIVATION 13 /* i[] */
+#define IRSTD_CONV2D_CLAMP_MIN 0 /* f[] */
+#define IRSTD_CONV2D_CLAMP_MAX 1 /* f[] */
+#define IRSTD_CONV2D_WEIGHT 0 /* constant[] */
+#define IRSTD_CONV2D_BIAS 1 /* constant[] */
+#define IRSTD_CONV2D_SLOPE 2 /* constant[] */
+
+/* FixedPoint(x) */
+#define IRSTD_FIXED_POINT_FRACTION_BITS 0 /* i[] */
+#define IRSTD_FIXED_POINT_BITS 1 /* i[] */
+
+/* AveragePool(x) */
+#define IRSTD_AVERAGE_POOL_KERNEL_H 0 /* i[] */
+#define IRSTD_AVERAGE_POOL_KERNEL_W 1 /* i[] */
+#define IRSTD_AVERAGE_POOL_STRIDE_H 2 /* i[] */
+#define IRSTD_AVERAGE_POOL_STRIDE_W 3 /* i[] */
+
+/* MaxPool(x) */
+#define IRSTD_MAX_POOL_KERNEL_H 0 /* i[] */
+#define IRSTD_MAX_POOL_KERNEL_W 1 /* i[] */
+#define IRSTD_MAX_POOL_STRIDE_H 2 /* i[] */
+#define IRSTD_MAX_POOL_STRIDE_W 3 /* i[] */
+
+/* Resize(x, addend?) */
+#define IRSTD_RESIZE_SCALE_H 0 /* i[] */
+#define IRSTD_RESIZE_SCALE_W 1 /* i[] */
+#define IRSTD_RESIZE_MODE 2 /* i[] */
+
+/* Add(a, b) */
+#define IRSTD_ADD_ACTIVATION 0 /* i[] */
+#define IRSTD_ADD_CLAMP_MIN 0 /* f[] */
+#define IRSTD_ADD_CLAMP_MAX 1 /* f[] */
+#define IRSTD_ADD_SLOPE 0 /* constant[] */
+
+/* Multiply(a, b) */
+
+/* Activation(x) */
+#define IRSTD_ACTIVATION_ACTIVATION 0 /* i[] */
+#define IRSTD_ACTIVATION_CLAMP_MIN 0 /* f[] */
+#define IRSTD_ACTIVATION_CLAMP_MAX 1 /* f[] */
+#define IRSTD_ACTIVATION_SLOPE 0 /* constant[] */
+
+/* Concat(x, x1?, x2?, x3?, x4?, x5?, x6?, x7?) */
+
+/* GlobalAveragePool(x) */
+
+/* ConvTranspose2d(x) */
+#define IRSTD_CONV_TRANSPOSE2D_IN_CHANNELS 0 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_OUT_CHANNELS 1 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_KERNEL_H 2 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_KERNEL_W 3 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_STRIDE_H 4 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_STRIDE_W 5 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_DILATION_H 6 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_DILATION_W 7 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_PAD_TOP 8 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_PAD_LEFT 9 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_PAD_BOTTOM 10 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_PAD_RIGHT 11 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_GROUPS 12 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_ACTIVATION 13 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_OUTPUT_PAD_H 14 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_OUTPUT_PAD_W 15 /* i[] */
+#define IRSTD_CONV_TRANSPOSE2D_CLAMP_MIN 0 /* f[] */
+#define IRSTD_CONV_TRANSPOSE2D_CLAMP_MAX 1 /* f[] */
+#define IRSTD_CONV_TRANSPOSE2D_WEIGHT 0 /* constant[] */
+#define IRSTD_CONV_TRANSPOSE2D_BIAS 1 /* constant[] */
+#define IRSTD_CONV_TRANSPOSE2D_SLOPE 2 /* constant[] */
+
+#endif

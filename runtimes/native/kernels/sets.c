@@ -1,0 +1,26 @@
+/* The engine's kernels of every instruction set, one row each: dispatch, tests and layer tables follow this table. */
+#include "../engine/engine.h"
+
+extern const irstd_row_kernels irstd_rows_ref;
+
+/* The reference has no kernels of its own: the engine decodes every bit, in int32. */
+static const irstd_kernels irstd_kernels_ref = {
+    .isa = "ref", .bit_channels = 16, .bit_bytes = 2, .zero_element = -1, .rows = &irstd_rows_ref,
+    .name = "bconv2d_popcount",
+};
+extern const irstd_kernels irstd_kernels_avx2, irstd_kernels_avx512, irstd_kernels_neon;
+
+const irstd_kernels *const irstd_kernel_sets[] = {
+    &irstd_kernels_ref,
+#ifdef IRSTD_HAVE_AVX2
+    &irstd_kernels_avx2,
+#endif
+#ifdef IRSTD_HAVE_AVX512
+    &irstd_kernels_avx512,
+#endif
+#ifdef IRSTD_HAVE_NEON
+    &irstd_kernels_neon,
+#endif
+};
+
+const int irstd_kernel_set_count = sizeof irstd_kernel_sets / sizeof *irstd_kernel_sets;

@@ -1,6 +1,8 @@
 # make demo   export, verify, detect and benchmark on the repository's own infrared frames -> build/demo/
 # make test   the test suite, under 15 minutes on two cores
 # make figures DATA=... CLIPS=...   the figures of README and docs (needs the public data)
+# make peers  our engines and others on the same networks, each in an environment of its own -> build/peers/
+# make arm    tests and instruction counts on emulated ARM cores (Debian; packages: docs/arm.md) -> build/arm/
 # Each sets up .venv by itself and builds the native libraries; python3 (3.11 or newer) and make are all they need.
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ ZIG := ziglang
 TEST_ENV := CC="$(CURDIR)/build/zig-cc"
 endif
 
-.PHONY: demo test test-all figures build lint clean
+.PHONY: demo test test-all figures peers arm build lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out $(DEMO)/bundle
@@ -48,6 +50,16 @@ figures: $(VENV)/.ready
 	$(BIN)/cmake -S runtimes/native -B build/native
 	$(BIN)/cmake --build build/native --target bench_bconv2d
 	build/native/bench_bconv2d --seconds 1
+
+# Engines that cannot be installed or run are told in the result.
+peers: $(VENV)/.ready
+	-$(BIN)/cmake -S runtimes/native -B build/native
+	-$(BIN)/cmake --build build/native --target bench_bconv2d
+	$(BIN)/python -m irstd_edge.benchmarks.peers $(PEERS)
+
+arm: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow tests/arm
+	$(BIN)/python -m irstd_edge.benchmarks.arm $(ARM)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -254,11 +254,11 @@ def ratios(rounds: dict, bundles: Sequence[Bundle], threads: Sequence[int], rng:
 
     for count in dict.fromkeys(threads):
         suffix = f", {count} threads" if count > 1 else ""
-        for artefact in ("onnx", "tflite", TORCH):
+        for artefact in ("onnx", "tflite", "native", TORCH):
             fast = f"{network}/{artefact}/{count}"
             if twin:
                 add("twin", f"{artefact}: {network} against {twin}{suffix}", f"{twin}/{artefact}/{count}", fast)
-        for artefact in ("onnx", "tflite"):
+        for artefact in ("onnx", "tflite", "native"):
             fast = f"{network}/{artefact}/{count}"
             for slow in ("portable", TORCH):
                 add("runtime", f"{network}: {artefact} against {slow}{suffix}", f"{network}/{slow}/{count}", fast)
@@ -391,7 +391,7 @@ def _samples(runs: list[_Run], images: list[_Image]) -> list[dict]:
     """Detections of the bundle's network on some of the user's frames, drawn and in numbers."""
     if not runs:
         return []
-    order = ("onnx", "tflite", "portable", TORCH)
+    order = ("onnx", "tflite", "native", "portable", TORCH)
     shown = min(runs, key=lambda r: order.index(r.candidate.artefact) if r.candidate.artefact in order else len(order))
     found, own = [], shown.outputs
     for i in spread([i for i, image in enumerate(images) if image.frame and own[i] is not None], SAMPLES_SHOWN):

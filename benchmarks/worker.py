@@ -24,7 +24,8 @@ from irstd_edge.errors import MissingError, UnsupportedError
 
 #: What is imported before the clock of ``load_ms`` starts: a runtime's own start-up is not the network's.
 #: Of ``tflite`` it is the interpreter that :func:`irstd_edge.runtimes.tflite.interpreter_module` finds.
-RUNTIME_MODULES = {"torch": "torch", "onnx": "onnxruntime", "portable": "onnxruntime"}
+RUNTIME_MODULES = {"torch": "torch", "onnx": "onnxruntime", "portable": "onnxruntime",
+                   "native": "irstd_edge.runtimes.native"}
 
 
 def preload(artefact: str) -> None:

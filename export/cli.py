@@ -24,7 +24,8 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
 @click.command()
 @click.argument("network", required=False)
 @click.option("--to", "targets", default="onnx,tflite,portable", show_default=True, callback=_targets,
-              help="Targets, by comma: onnx and tflite hold compressed operators, portable standard ones alone.")
+              help="Targets, by comma: onnx, tflite and native (our own engine) hold compressed operators, portable "
+                   "standard ones alone.")
 @click.option("--out", type=_PATH, required=True, help="Folder of the bundle; appears only when all of it is verified.")
 @click.option("--checkpoint", type=_PATH, help="Weights; default those that come with the network.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY",
@@ -111,3 +112,57 @@ def _cells(layer) -> tuple[str, str]:
     if layer is None:
         return "-", ""
     return (f"[yellow]{layer.realised}[/]" if layer.downgraded else layer.realised), f"{layer.bytes:,}"
+
+
+@click.command()
+@click.argument("path", type=_PATH, metavar="FILE|DIR")
+@click.option("--input-size", metavar="H[xW]", callback=lambda c, p, text: _size(c, p, text) if text else None,
+              help="Size at which memory and operations are counted; default the bundle's, or 256.")
+@click.option("--json", "json_file", type=_PATH, help="Write the result as JSON.")
+def inspect(path, input_size, json_file):
+    """Show the layers of a model.irstd, .onnx or .tflite, or of every file of a bundle.
+
+    Of a model.irstd also the kernel that each layer gets on this machine, and the memory of the whole network.
+    """
+    from irstd_edge.export.inspect import inspect_path
+    from irstd_edge.files import check_writable, write_text
+
+    if json_file is not None:
+        check_writable(json_file)
+    found = inspect_path(path, input_size)
+    for inspection in found:
+        _show_layers(inspection)
+    if json_file is not None:
+        result = [i.as_dict() for i in found]
+        write_text(json_file, json.dumps({"artefacts": result} if path.is_dir() else result[0], indent=2) + "\n")
+
+
+def _show_layers(inspection) -> None:
+    """Print one row per layer, then what the file is."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    columns = [("layer", "left", lambda x: x.name), ("operator", "left", lambda x: x.op),
+               ("precision", "left", lambda x: x.precision), ("kernel", "left", lambda x: x.kernel),
+               ("bytes", "right", lambda x: x.bytes), ("output", "right", lambda x: x.output_bytes),
+               ("MACs", "right", lambda x: x.macs)]
+    columns = [c for c in columns if any(c[2](layer) is not None for layer in inspection.layers)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify, _ in columns:
+        table.add_column(name, justify=justify, no_wrap=True)
+    for layer in inspection.layers:
+        values = [value(layer) for _, _, value in columns]
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else escape(v or "") for v in values))
+    console.print(table)
+    facts = [f"{inspection.file_bytes / 1024:,.1f} KiB"]
+    if inspection.input is not None:
+        facts.append(f"at {'x'.join(map(str, inspection.input))}")
+    if inspection.arena_bytes is not None:
+        facts.append(f"{inspection.arena_bytes / 1024:,.1f} KiB between layers "
+                     f"(at least {inspection.arena_lower_bound_bytes / 1024:,.1f} KiB), {inspection.isa}")
+    console.print(f"{inspection.file}: {', '.join(facts)}", soft_wrap=True)

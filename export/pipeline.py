@@ -30,6 +30,7 @@ from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture
 from irstd_edge.export.layers import describe_layers
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.specialize import Specialize
+from irstd_edge.export.targets.native import to_native
 from irstd_edge.export.targets.onnx import to_onnx
 from irstd_edge.export.targets.portable import lowered
 from irstd_edge.export.targets.tflite import to_tflite
@@ -39,9 +40,11 @@ from irstd_edge.opspec import BIT_ORDER_LSB_PLUS_ONE, OPSET_VERSION
 if TYPE_CHECKING:
     from irstd_edge.checkpoints import LoadedNetwork
 
-FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "portable": "model_portable.onnx"}
+FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "native": "model.irstd", "portable": "model_portable.onnx"}
 WEIGHTS, TEST_VECTORS = "weights.safetensors", "test_vectors.npz"
 PORTABLE_REASON = "standard operators only"
+#: Targets whose files can be for one size where the captured graph serves any.
+_WRITTEN_FOR_A_SIZE = {"tflite", "native"}
 _SEED = 20250304
 
 
@@ -99,14 +102,15 @@ def export_bundle(
         manifest = _write(folder, source, files, input_size, inputs, outputs)
         _verify(folder)
         faults = {} if another is None else _faults(folder, files, another)
-        if faults.keys() - {"tflite"}:
-            reason = "; ".join(fault for kind, fault in faults.items() if kind != "tflite")
+        if faults.keys() - _WRITTEN_FOR_A_SIZE:
+            reason = "; ".join(fault for kind, fault in faults.items() if kind not in _WRITTEN_FOR_A_SIZE)
             captured = _fixed(source.network, input_size, f"at other sizes it differs from PyTorch ({reason})")
             files = _build(captured, targets, input_size, None, source.network)
             manifest = _write(folder, source, files, input_size, inputs, outputs)
             _verify(folder)
         elif faults:
-            files = [replace(f, static_reason=faults.get(f.kind, f.static_reason)) for f in files]
+            files = [replace(f, static_reason=faults[f.kind], input=tuple(input_size)) if f.kind in faults else f
+                     for f in files]
             manifest = _write(folder, source, files, input_size, inputs, outputs)
     if source.checkpoint_sha256 is None:
         note(f"no checkpoint was given: the weights are those that {source.factory} made")
@@ -232,6 +236,11 @@ def _build(captured: Capture, targets, input_size, other_size, network: torch.nn
             plain = lowered(model)
             layers = describe_layers(plain, static, PORTABLE_REASON)
             files.append(_File(kind, to_onnx(plain), "NCHW", size, layers, fixed))
+        elif kind == "native":
+            native = to_native(model, input_size, other_size)
+            layers = describe_layers(static, static, layer_bytes=native.layer_bytes)
+            reason = fixed or native.static_reason
+            files.append(_File(kind, native.data, "NCHW", tuple(input_size) if reason else None, layers, reason))
         else:
             multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
             written = to_tflite(model, input_size, other_size, multiple)

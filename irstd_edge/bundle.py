@@ -27,7 +27,7 @@ from irstd_edge.files import write_text
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 #: Artefact kinds in the order in which tables list them.
-ARTEFACTS = ("onnx", "tflite", "portable")
+ARTEFACTS = ("onnx", "tflite", "native", "portable")
 
 
 class BundleError(ValueError):

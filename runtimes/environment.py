@@ -69,7 +69,8 @@ TOOLS = (
     ("atc", "devices", (), "comes with Ascend's CANN toolkit"),
 )
 #: Native library of :data:`irstd_edge.runtimes.library.LIBRARIES` -> what it is for.
-PURPOSES = {"ort": "operators for ONNX Runtime", "tflite": "delegate for LiteRT and TFLite"}
+PURPOSES = {"ort": "operators for ONNX Runtime", "tflite": "delegate for LiteRT and TFLite",
+            "native": "engine for model.irstd"}
 
 
 @dataclass(frozen=True)

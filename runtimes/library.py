@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from irstd_edge.errors import MissingError, UnsupportedError
 
 #: Runtime -> file in :func:`folder`.
-LIBRARIES = {"ort": "libirstd_ort.so", "tflite": "libirstd_tflite.so"}
+LIBRARIES = {"ort": "libirstd_ort.so", "tflite": "libirstd_tflite.so", "native": "libirstd.so"}
 #: Names another folder to take the libraries from.
 FOLDER_VARIABLE = "IRSTD_LIBRARY_DIR"
 
@@ -25,7 +27,7 @@ def folder() -> Path:
 
 
 def find(runtime: str) -> Path:
-    """The library for ``ort`` or ``tflite``. Raises :class:`MissingError`."""
+    """The library of one of :data:`LIBRARIES`. Raises :class:`MissingError`."""
     path = folder() / LIBRARIES[runtime]
     if path.is_file():
         return path
@@ -38,23 +40,34 @@ def find(runtime: str) -> Path:
     )
 
 
+@dataclass(frozen=True)
+class _Isas:
+    """The functions of one library that tell about instruction sets, as ``irstd.h`` has them."""
+
+    isa: Callable
+    count: Callable
+    name: Callable
+    available: Callable
+
+
 @cache
-def _load(path: Path) -> ctypes.CDLL:
+def _load(path: Path) -> _Isas:
+    # The adapters hold the core, whose own names they do not show.
+    prefix = "irstd_isa" if path.name == LIBRARIES["native"] else "irstd_library_isa"
     try:
         library = ctypes.CDLL(str(path))
-        library.irstd_library_isa.restype = ctypes.c_char_p
-        library.irstd_library_isa.argtypes = [ctypes.POINTER(_Error)]
-        library.irstd_library_isa_name.restype = ctypes.c_char_p
+        found = _Isas(*(getattr(library, prefix + end) for end in ("", "_count", "_name", "_available")))
     except (OSError, AttributeError) as e:
         raise MissingError(f"{path}: cannot be loaded ({e}); build it again with `make build`") from e
-    return library
+    found.isa.restype, found.isa.argtypes = ctypes.c_char_p, [ctypes.POINTER(_Error)]
+    found.name.restype = ctypes.c_char_p
+    return found
 
 
 def available_isas(runtime: str = "ort") -> list[str]:
     """The instruction sets of the build that this CPU has, best last. Raises :class:`MissingError`."""
     library = _load(find(runtime))
-    count = library.irstd_library_isa_count()
-    return [library.irstd_library_isa_name(i).decode() for i in range(count) if library.irstd_library_isa_available(i)]
+    return [library.name(i).decode() for i in range(library.count()) if library.available(i)]
 
 
 def selected_isa(runtime: str = "ort") -> str:
@@ -63,7 +76,7 @@ def selected_isa(runtime: str = "ort") -> str:
     Raises :class:`MissingError`, and :class:`UnsupportedError` where ``IRSTD_ISA`` cannot be had.
     """
     error = _Error()
-    name = _load(find(runtime)).irstd_library_isa(ctypes.byref(error))
+    name = _load(find(runtime)).isa(ctypes.byref(error))
     if name is None:
         raise UnsupportedError(
             f"{error.message.decode(errors='replace')}; available here: {', '.join(available_isas(runtime))}"

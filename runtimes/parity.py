@@ -39,6 +39,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "torch": Tolerance(1e-5, 0.0, "the same network and code; another CPU may sum float convolutions in another order"),
     "onnx": Tolerance(1e-4, 0.01, _EXACT),
     "tflite": Tolerance(1e-4, 0.01, _EXACT + "; XNNPACK's sigmoid and bilinear sums differ from PyTorch's by ulps"),
+    "native": Tolerance(1e-4, 0.01, _EXACT),
     "portable": Tolerance(1e-4, 0.01, _EXACT + "; binary convolutions are float convolutions of +1 and -1 there"),
 }
 

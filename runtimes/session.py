@@ -38,6 +38,7 @@ OPENERS: dict[str, str] = {
     "torch": "irstd_edge.runtimes.pytorch:open_session",
     "onnx": "irstd_edge.runtimes.ort:open_session",
     "tflite": "irstd_edge.runtimes.tflite:open_session",
+    "native": "irstd_edge.runtimes.native:open_session",
     "portable": "irstd_edge.runtimes.ort:open_portable_session",
 }
 

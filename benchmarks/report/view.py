@@ -8,6 +8,7 @@ RUNTIME_NAMES = {
     "torch": "PyTorch",
     "onnx": "ONNX Runtime",
     "tflite": "LiteRT",
+    "native": "irstd",
     "portable": "ONNX Runtime, portable",
 }
 

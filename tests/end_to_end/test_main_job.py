@@ -55,7 +55,8 @@ def export(folder, network, *options):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """BiisNet with random weights, as a bundle for small images."""
-    return export(tmp_path_factory.mktemp("export") / "bundle", "biisnet", "--untrained", "--input-size", "64x96")
+    return export(tmp_path_factory.mktemp("export") / "bundle", "biisnet", "--untrained", "--to", ",".join(ARTEFACTS),
+                  "--input-size", "64x96")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ ISAS = ["ref", "avx2", "avx512", "avx512-emulated"]
 
 @pytest.fixture(scope="session")
 def library() -> Library:
-    return Library(build("kernel-tests") / "libirstd_test.so")
+    return Library(build("kernel-tests") / "libirstd.so")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def emulated_library() -> Library:
         pytest.skip("AVX-512 is not of this architecture")
     if not any((Path(p) / "simde/x86/avx512.h").exists() for p in ("/usr/include", "/usr/local/include")):
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev), so AVX-512 cannot be emulated")
-    return Library(build("kernel-tests-simde", "-DIRSTD_SIMDE=ON") / "libirstd_test.so")
+    return Library(build("kernel-tests-simde", "-DIRSTD_SIMDE=ON") / "libirstd.so")
 
 
 def core_for(isa: str, request) -> Library:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "runtimes" / "native"
 
 
-def build(name: str, *options: str, targets=("irstd_test",)) -> Path:
+def build(name: str, *options: str, targets=("irstd",)) -> Path:
     """Configure and build into build/<name>; returns that folder."""
     cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if cmake is None:

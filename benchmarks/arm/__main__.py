@@ -1,0 +1,62 @@
+"""``python -m irstd_edge.benchmarks.arm``: counts instructions and writes build/arm/instructions.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import click
+
+from irstd_edge.benchmarks.peers import rows
+from irstd_edge.files import write_text
+
+from . import models, ours
+from .emulate import BUILD, HERE, MissingError
+from .peers import count_peer
+
+WORKS, ENGINES = (*ours.WORKS, *models.WORKS), (ours.ENGINE, *models.PEERS)
+CORES = tuple(name for name in rows.MACHINES if name != "host")
+
+
+def count(work: str, engine: str, core: str) -> dict:
+    if engine == ours.ENGINE:
+        isa, counted = ours.count_ours(work, core)
+        return {"isa": isa, "precision": "binary", "instructions": counted.windows[-1]}
+    return count_peer(work, engine, core)
+
+
+@click.command()
+@click.option("--work", "works", multiple=True, default=WORKS, type=click.Choice(WORKS), show_default=True)
+@click.option("--engine", "engines", multiple=True, default=ENGINES, type=click.Choice(ENGINES), show_default=True)
+@click.option("--core", "cores", multiple=True, default=CORES, type=click.Choice(CORES), show_default=True)
+@click.option("--write-budgets", is_flag=True, help="Take our counts as the budgets that the tests hold them to.")
+def main(works, engines, cores, write_budgets):
+    """Count the instructions of one inference, one thread, on emulated cores. Rows of other runs are kept."""
+    path = BUILD / "instructions.json"
+    found = {}
+    for work in works:
+        for engine in engines:
+            if (engine == ours.ENGINE) != (work in ours.WORKS):
+                continue
+            for core in cores:
+                start = time.monotonic()
+                row = rows.row(work, engine, core, **count(work, engine, core))
+                # Read anew each time: another run may have added its own.
+                found = {(r["work"], r["engine"], r["machine"]): r for r in rows.read(path)}
+                found[work, engine, core] = row
+                write_text(path, json.dumps({"rows": list(found.values())}, indent=1) + "\n")
+                text = f"{row['instructions'] / 1e6:9.2f} M" if row["instructions"] else row["skipped"]
+                print(f"{work:14} {engine:12} {core:10} {text}  ({time.monotonic() - start:.0f} s)", flush=True)
+    if write_budgets:
+        budgets = {}
+        for (work, engine, core), row in sorted(found.items()):
+            if engine == ours.ENGINE:
+                budgets.setdefault(work, {})[core] = {"isa": row["isa"], "instructions": row["instructions"]}
+        write_text(HERE / "budgets.json", json.dumps(budgets, indent=1) + "\n")
+
+
+try:
+    main()
+except MissingError as e:
+    sys.exit(f"error: {e}")

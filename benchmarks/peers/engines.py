@@ -1,0 +1,74 @@
+"""The engines: which environment and adapter each uses, what it runs, and whether it can be held to AVX2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from irstd_edge.benchmarks.peers.works import WORKS, Work
+
+#: The engine that all others of a family are compared with.
+BASE = "ort-fp32"
+#: Largest deviation from the reference, as a share of the reference's own deviation (root mean squares). With random
+#: weights int8 is far from exact: this asks whether an engine computes the network at all.
+TOLERANCES = {"fp32": 1e-3, "int8": 0.4, "binary": 1e-2}
+
+_FLOAT = tuple(name for name, work in WORKS.items() if work.factory)
+_LAYERS = tuple(name for name, work in WORKS.items() if work.is_layer)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row per work.
+
+    ``environment`` is None for ours, whose ``adapter`` is the artefact's kind; ``forced`` maps an instruction set to
+    the variables that hold the engine to it; an engine without chooses by itself (``isa`` is then ``auto``).
+    """
+
+    name: str
+    environment: str | None
+    adapter: str
+    precision: str
+    works: tuple[str, ...]
+    forced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    note: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        return self.environment is None
+
+    def runs(self, work: Work) -> bool:
+        return work.name in self.works
+
+
+def _ours(kind: str, *works: str) -> Engine:
+    return Engine(f"irstd-{kind}", None, kind, "binary", ("biisnet", *works), {"avx2": {"IRSTD_ISA": "avx2"}})
+
+
+def _peer(name: str, precision: str, note: str | None = None, **forced) -> Engine:
+    return Engine(f"{name}-{precision}", name, name, precision, _FLOAT, forced, note)
+
+
+_ONEDNN = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+
+ENGINES: dict[str, Engine] = {
+    e.name: e
+    for e in (
+        _ours("native", *_LAYERS),
+        _ours("onnx"),
+        _ours("tflite"),
+        _peer("ort", "fp32"),
+        _peer("ort", "int8", "float in and out"),
+        _peer("litert", "fp32"),
+        _peer("litert", "int8"),
+        _peer("openvino", "fp32", **_ONEDNN),
+        _peer("openvino", "int8", "float in and out", **_ONEDNN),
+        _peer("mnn", "fp32"),
+        _peer("ncnn", "fp32", "reads the input and copies the output within the timed call"),
+        _peer("executorch", "fp32", "copies the output within the timed call"),
+        _peer("executorch", "int8", "float in and out; copies the output within the timed call"),
+        Engine("lce", "lce", "lce", "binary", ("biisnet", *_LAYERS),
+               note="a twin of its own: sign, binary convolution padded with +1, BN, PReLU, shortcut; float in and "
+                    "out, copied within the timed call"),
+    )
+}  # fmt: skip

@@ -1,0 +1,96 @@
+"""The float networks and layers that the engines run, with fixed random weights.
+
+Speed does not depend on the weights. Heads are scaled so that a real frame gives logits of deviation 2: the outputs
+then say whether an engine computes the network.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from irstd_edge.models.biisnet import biisnet_float as make_biisnet_float
+from irstd_edge.nn.blocks import FloatUnit
+
+_SEED = 20261121
+#: Deviation and mean of the logits over a real frame.
+_LOGITS = 2.0, -2.0
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions (BN folded into them), ReLU, and a shortcut, 1x1 where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+
+
+class ResidualUNet(nn.Module):
+    """Four levels of 16, 32, 64 and 128 channels, skips concatenated: 516,545 parameters, 2.98 GMAC at 256 x 256.
+
+    Shapes: float ``[N, 1, H, W]``, H and W multiples of 8, to the target probability ``[N, 1, H, W]``.
+    """
+
+    size_multiple = 8
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)):
+        super().__init__()
+        self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
+        pairs = list(zip((widths[0], *widths), widths, strict=False))
+        self.encoder = nn.ModuleList(ResidualBlock(i, o) for i, o in pairs)
+        self.decoder = nn.ModuleList(ResidualBlock(i + o, i) for i, o in reversed(pairs[1:]))
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, skips = F.relu(self.stem(x)), []
+        for level, block in enumerate(self.encoder):
+            x = block(F.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = block(torch.cat([x, skip], dim=1))
+        return torch.sigmoid(self.head(x))
+
+
+@torch.no_grad()
+def _settled(network: nn.Module) -> nn.Module:
+    """In evaluation, its BN statistics and its head fitted to a frame-like input."""
+    x = F.avg_pool2d(torch.randn(1, 1, 260, 260), 5, stride=1)[..., :256, :256] * 5
+    for module in network.modules():
+        if isinstance(module, FloatUnit):
+            module.norm.momentum = None
+    network.train()(x)
+    network.eval()
+    logits = torch.logit(network(x).double().clamp(1e-12, 1 - 1e-12))
+    std, mean = _LOGITS
+    gain = float(std / logits.std())
+    network.head.bias.mul_(gain).add_(mean - gain * float(logits.mean()))
+    network.head.weight.mul_(gain)
+    return network
+
+
+def _seeded(make) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        return make()
+
+
+def biisnet_float() -> nn.Module:
+    """The float twin of BiisNet."""
+    return _seeded(lambda: _settled(make_biisnet_float()))
+
+
+def unet() -> nn.Module:
+    """:class:`ResidualUNet`."""
+    return _seeded(lambda: _settled(ResidualUNet()))
+
+
+def convolution(channels: int) -> nn.Module:
+    """One 3x3 convolution, ``[N, channels, H, W]`` to the same shape."""
+    return _seeded(lambda: nn.Conv2d(channels, channels, 3, padding=1).eval())

@@ -1,0 +1,36 @@
+"""Our libraries in the real ARM runtimes: the compressed layers of a network give the bits of this machine.
+
+The float layers are the runtimes' own, and sum in another order there.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from irstd_edge.benchmarks.arm import machine
+from irstd_edge.benchmarks.arm.emulate import cross_build, emulate, run
+
+SCRIPT = Path(__file__).parent / "run_adapter.py"
+LIBRARIES = {"onnx": "ort", "tflite": "tflite"}
+PROBABILITY = "probability"
+
+
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_the_compressed_layers_give_the_bits_of_this_machine(runtime, bundle, host, tmp_path):
+    name = f"adapters/{LIBRARIES[runtime]}/libirstd_{LIBRARIES[runtime]}.so"
+    arguments = [runtime, bundle / f"model.{runtime}"]
+    run([sys.executable, SCRIPT, *arguments, host / name, bundle / "input.npy", tmp_path / "here.npz"])
+    library = cross_build("aarch64", f"irstd_{LIBRARIES[runtime]}") / name
+    prefix, python, env = machine.python("cortex-a53")
+    emulate("cortex-a53", [*python, SCRIPT, *arguments, library, bundle / "input.npy", tmp_path / "there.npz"],
+            prefix=prefix, env=env, count=False)
+    here, there = np.load(tmp_path / "here.npz"), np.load(tmp_path / "there.npz")
+    maps = [key for key in here if re.fullmatch(r"binary_conv2d(_\d+)?", key)]
+    assert len(maps) == 16
+    assert not [key for key in maps if not np.array_equal(here[key], there[key])]
+    np.testing.assert_allclose(there[PROBABILITY], here[PROBABILITY], rtol=0, atol=1e-6)

@@ -9,17 +9,24 @@ import onnx
 from onnx import TypeProto
 from onnx.defs import OpSchema
 
+from irstd_edge import program
 from irstd_edge.opspec import (
     BINARY_CONV2D,
     DOMAIN,
     FIXED_POINT,
     OPSET_VERSION,
+    PROGRAM,
     BinaryConv2dSpec,
     FixedPointSpec,
+    Operand,
     Operator,
+    OpSpecError,
+    ProgramSpec,
 )
+from irstd_edge.program_sizes import tensor_sizes
 
-_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
+_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "uint8": "tensor(uint8)"}
+_OPTION = OpSchema.FormalParameterOption
 
 
 @cache
@@ -27,22 +34,25 @@ def register_schemas() -> None:
     """Make the ONNX checker, shape inference and onnxscript accept ``irstd`` nodes; repeated calls do nothing."""
     onnx.defs.register_schema(_schema(BINARY_CONV2D, "[N, OC, OH, OW]", _infer_binary_conv2d))
     onnx.defs.register_schema(_schema(FIXED_POINT, "of the shape of x", _infer_fixed_point))
+    onnx.defs.register_schema(_schema(PROGRAM, "[N, C, H, W], one for each output of the program", _infer_program,
+                                      _OPTION.Variadic))
 
 
-def _schema(operator: Operator, output: str, infer: Callable) -> OpSchema:
-    option = OpSchema.FormalParameterOption
+def _schema(operator: Operator, output: str, infer: Callable, option=_OPTION.Single) -> OpSchema:
     schema = OpSchema(
         operator.name, DOMAIN, OPSET_VERSION, doc=operator.doc,
         inputs=[
-            OpSchema.FormalParameter(o.name, _TYPES[o.dtype], o.doc,
-                                     param_option=option.Optional if o.optional else option.Single)
-            for o in operator.inputs
+            OpSchema.FormalParameter(o.name, _TYPES[o.dtype], o.doc, param_option=_option(o)) for o in operator.inputs
         ],
-        outputs=[OpSchema.FormalParameter("y", "tensor(float)", output)],
+        outputs=[OpSchema.FormalParameter("y", "tensor(float)", output, param_option=option)],
         attributes=[_attribute(a) for a in operator.attributes],
     )
     schema.set_type_and_shape_inference_function(infer)
     return schema
+
+
+def _option(operand: Operand):
+    return _OPTION.Variadic if operand.variadic else _OPTION.Optional if operand.optional else _OPTION.Single
 
 
 def _attribute(attribute) -> OpSchema.Attribute:
@@ -87,3 +97,40 @@ def _infer_binary_conv2d(context) -> None:
             elif stride == 1 and growth == 0 and size.HasField("dim_param"):
                 out.dim_param = size.dim_param
     context.set_output_type(0, result)
+
+
+def _infer_program(context) -> None:
+    """``[N, C, H, W]`` each; a symbolic size survives where the output has the input's at the sizes that are tried."""
+    spec = ProgramSpec.from_attributes(_attributes(context, PROGRAM))
+    data = context.get_input_data(0)
+    found = None if data is None else program.read(onnx.numpy_helper.to_array(data).tobytes())
+    if found is not None and (context.get_num_inputs() - 1, context.get_num_outputs()) != (
+            found.inputs, len(found.outputs)):
+        raise OpSpecError(f"{DOMAIN}.{PROGRAM.name} has {context.get_num_inputs() - 1} images and "
+                          f"{context.get_num_outputs()} outputs, its program {found.inputs} and {len(found.outputs)}")
+    source = context.get_input_type(1)
+    batch, sides = None, []
+    if source is not None and source.tensor_type.HasField("shape"):
+        batch, _, *sides = source.tensor_type.shape.dim
+    for i in range(context.get_num_outputs()):
+        result = TypeProto()
+        result.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        if found is not None and sides:
+            dims = result.tensor_type.shape.dim
+            dims.add().CopyFrom(batch)
+            dims.add().dim_value = found.tensors[found.outputs[i]].channels
+            for axis, side in enumerate(sides):
+                _infer_side(found, found.outputs[i], (spec.height, spec.width), axis, side, dims.add())
+        context.set_output_type(i, result)
+
+
+def _infer_side(found: program.Program, tensor: int, known: tuple[int, int], axis: int, side, out) -> None:
+    """One side of an output; ``known`` is a size that the program fits."""
+    def result(length: int) -> int:
+        size = (length, known[1]) if axis == 0 else (known[0], length)
+        return tensor_sizes(found, *size)[tensor][axis]
+
+    if side.HasField("dim_value"):
+        out.dim_value = result(side.dim_value)
+    elif side.HasField("dim_param") and all(result(n) == n for n in (known[axis], 2 * known[axis])):
+        out.dim_param = side.dim_param

@@ -36,6 +36,13 @@ up; sat(q) is min(max(q, -32768), 32767), a NaN becomes -32768; the steps are fl
 ``irstd.FixedPoint``: the 2^-f grid of `bits` bits; a NaN becomes the lowest value::
 
     y    = min(max(rnd(x * 2^f), -2^(bits - 1)), 2^(bits - 1) - 1) / 2^f
+
+``irstd.Program``: a part of a network, or all of it, as one node: for each image of the batch, the outputs of the
+``model.irstd`` (docs/native.md) in `program` for the images `x`. Why one node, and no packed tensors between nodes: a
+tensor between nodes is written to memory whole and read again; inside, maps are packed bits and 16-bit rows, and only
+the lines that the next layer needs exist at a time. BinaryConv2d nodes stay possible, beside Programs or alone. Why a
+constant input, and no attribute: STRING attributes are UTF-8 text, which tools decode and C may end at the first zero
+byte; a uint8 constant is binary in every tool, in both formats.
 """
 
 from __future__ import annotations
@@ -52,6 +59,7 @@ BIT_ORDER_LSB_PLUS_ONE = 1
 MAX_KERNEL = 31
 MAX_CHANNELS = 1 << 16
 MAX_STEP = 1 << 12
+MAX_SIDE = 1 << 15
 
 
 class OpSpecError(ValueError):
@@ -98,11 +106,12 @@ class Operand:
     """One input: name, element type, shape in terms of the specification's letters."""
 
     name: str
-    dtype: str  # "float32" or "int32"
+    dtype: str  # "float32", "int32" or "uint8"
     shape: str
     optional: bool
     constant: bool
     doc: str
+    variadic: bool = False  # one or more of them, the last
 
 
 def _int(name, default, doc, allowed=None, minimum=None, maximum=None):
@@ -178,7 +187,23 @@ FIXED_POINT = Operator(
     ),
     (Operand("x", "float32", "any", False, False, "values to round"),),
 )
-OPERATORS: dict[str, Operator] = {o.name: o for o in (BINARY_CONV2D, FIXED_POINT)}
+PROGRAM = Operator(
+    "Program",
+    "A part of a network, or all of it, run by the engine from the bytes of a model.irstd. There is one output "
+    "`[N, C, H, W]` (TFLite: `[N, H, W, C]`) for each of the program's.",
+    (
+        _int("version", None, "operator version", allowed=(OPSET_VERSION,)),
+        _int("height", None, "of an image that the program fits: it is opened for one when the model is loaded",
+             minimum=1, maximum=MAX_SIDE),
+        _int("width", None, "its width; any other size is opened when it comes", minimum=1, maximum=MAX_SIDE),
+    ),
+    (
+        Operand("program", "uint8", "[B]", False, True, "bytes of a model.irstd"),
+        Operand("x", "float32", "[N, C, H, W]", False, False, "one for each input of the program, all of one size "
+                "(TFLite: [N, H, W, C])", variadic=True),
+    ),
+)
+OPERATORS: dict[str, Operator] = {o.name: o for o in (BINARY_CONV2D, FIXED_POINT, PROGRAM)}
 
 
 class _Spec:
@@ -217,6 +242,17 @@ class FixedPointSpec(_Spec):
     version: int = OPSET_VERSION
 
     operator = FIXED_POINT
+
+
+@dataclass(frozen=True)
+class ProgramSpec(_Spec):
+    """The attributes of one ``irstd.Program`` node; an :class:`OpSpecError` where one is out of range."""
+
+    height: int
+    width: int
+    version: int = OPSET_VERSION
+
+    operator = PROGRAM
 
 
 @dataclass(frozen=True)
@@ -295,5 +331,5 @@ class BinaryConv2dSpec(_Spec):
             )
 
 
-for _spec in (BinaryConv2dSpec, FixedPointSpec):
+for _spec in (BinaryConv2dSpec, FixedPointSpec, ProgramSpec):
     assert {f.name for f in fields(_spec)} == {a.name for a in _spec.operator.attributes}

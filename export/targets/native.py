@@ -5,7 +5,7 @@ Rounding to the fixed-point grid is folded into the operator before it, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,11 +71,36 @@ def to_native(model: ir.Model, input_size: tuple[int, int], other_size: tuple[in
     return NativeFile(data, written.layer_bytes, reason)
 
 
+def write_graph(graph: ir.Graph) -> tuple[bytes, dict[str, int]]:
+    """The bytes of a model.irstd for a graph of static shapes, and those of the constants of each layer.
+
+    Its inputs are ``[1, C, H, W]`` of one H and W. Raises :class:`~irstd_edge.errors.UnsupportedError` as above.
+    """
+    written = _written(graph)
+    return program.write(written.program()), written.layer_bytes
+
+
+def has_form(node: ir.Node) -> bool:
+    """Whether a node of static shapes has a native form, where its inputs have."""
+    writer = _Writer(())
+    try:
+        for value in {v for v in node.inputs if v is not None and constant(v) is None}:
+            writer.add(value)
+        writer.write(node)
+    except UnsupportedError:
+        return False
+    return True
+
+
 def _write(model: ir.Model, size: tuple[int, int]) -> _Writer:
     model = model.clone()
     Specialize(size)(model)
-    writer = _Writer(model.graph)
-    for node in model.graph:
+    return _written(model.graph)
+
+
+def _written(graph: ir.Graph) -> _Writer:
+    writer = _Writer(graph.inputs, graph.outputs)
+    for node in graph:
         if node not in writer.folded:
             writer.write(node)
     return writer
@@ -104,16 +129,16 @@ class _Writer:
     ``floats``: the float32 copy of each int16 tensor that has one; ``folded``: nodes that an earlier one computes too.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value] = ()) -> None:
         self.tensors: list[Tensor] = []
         self.nodes: list[Node] = []
         self.numbers: dict[ir.Value, int] = {}
         self.floats: dict[int, int] = {}
         self.folded: set[ir.Node] = set()
         self.layer_bytes: dict[str, int] = {}
-        self.outputs = graph.outputs
-        self.inputs = len(graph.inputs)
-        for value in graph.inputs:
+        self.outputs = outputs
+        self.inputs = len(inputs)
+        for value in inputs:
             self.add(value)
 
     def add(self, value: ir.Value) -> int:
@@ -349,6 +374,7 @@ def _resize_attributes(node: ir.Node) -> dict[str, int]:
 
 def _resize(writer: _Writer, node: ir.Node) -> None:
     """A rounded resize whose only use is a rounded sum on the same grid becomes one node, at the sum's place."""
+    values = _resize_attributes(node)
     rounded = sole_user(node.outputs[0])
     total = sole_user(rounded.outputs[0]) if is_fixed_point(rounded) else None
     last = None if total is None or _key(total) != "Add" else sole_user(total.outputs[0])
@@ -358,7 +384,7 @@ def _resize(writer: _Writer, node: ir.Node) -> None:
                 and _same_shape(addend, node.outputs[0])):
             writer.folded.add(rounded)
             return
-    writer.emit("Resize", node, [node.inputs[0]], _resize_attributes(node))
+    writer.emit("Resize", node, [node.inputs[0]], values)
 
 
 def _pending_resize(writer: _Writer, node: ir.Node) -> tuple[ir.Node, ir.Value] | None:

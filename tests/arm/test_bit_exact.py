@@ -63,6 +63,7 @@ def test_the_engine_gives_the_same_probabilities(core, network, tmp_path):
     library = cross_build(preset, "irstd_core") / "libirstd_core.a"
     program = compile_program(preset, tmp_path / "runner", *RUNNER, "-static", library, "-lm", "-lpthread")
     for isa in ("ref", None):
-        emulate(core, [program, *arguments, tmp_path / "output.raw"], env={"IRSTD_ISA": isa} if isa else {}, count=False)
+        forced = {"IRSTD_ISA": isa} if isa else {}
+        emulate(core, [program, *arguments, tmp_path / "output.raw"], env=forced, count=False)
         found = np.fromfile(tmp_path / "output.raw", np.float32)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6, err_msg=str(isa))

@@ -82,7 +82,19 @@ def fused(model: bytes) -> bytes:
         else:
             kept.append(operator)
     graph.operators = kept
+    _drop_unused_tensors(graph)
     return _packed(tree)
+
+
+def _drop_unused_tensors(graph) -> None:
+    """The quantiser cannot read a tensor that no operator writes."""
+    holders = [(graph, "inputs"), (graph, "outputs")]
+    holders += [(operator, side) for operator in graph.operators for side in ("inputs", "outputs")]
+    used = sorted({int(i) for holder, side in holders for i in getattr(holder, side) if i >= 0})
+    number = {old: new for new, old in enumerate(used)} | {-1: -1}
+    for holder, side in holders:
+        setattr(holder, side, [number[int(i)] for i in getattr(holder, side)])
+    graph.tensors = [graph.tensors[i] for i in used]
 
 
 def signed(model: bytes) -> bytes:

@@ -48,7 +48,9 @@ static int has_avx512(void) {
 #endif
 
 #ifdef IRSTD_HAVE_NEON
-#if defined(__aarch64__)
+#if defined(IRSTD_SIMDE)
+static int has_neon(void) { return has_avx2(); } /* emulated likewise */
+#elif defined(__aarch64__)
 static int has_neon(void) { return 1; } /* part of ARMv8 */
 #else
 #include <sys/auxv.h>
@@ -61,14 +63,14 @@ static const struct {
     int (*available)(void);
 } isas[] = {
     {"ref", has_ref},
+#ifdef IRSTD_HAVE_NEON
+    {"neon", has_neon},
+#endif
 #ifdef IRSTD_HAVE_AVX2
     {"avx2", has_avx2},
 #endif
 #ifdef IRSTD_HAVE_AVX512
     {"avx512", has_avx512},
-#endif
-#ifdef IRSTD_HAVE_NEON
-    {"neon", has_neon},
 #endif
 };
 

@@ -77,6 +77,15 @@ typedef struct {
     uint8_t *negated;
 } irstd_bconv;
 
+/* A convolution of int16 to int16 whose float32 sums are exact integers on a grid: y = sat((sum + bias) >> shift),
+ * half a unit being part of the bias. */
+typedef struct {
+    int taps;         /* IC * KH * KW */
+    int32_t *weights; /* [OC / 4][pairs of taps][4]: two int16, 0 behind the last tap and the last channel */
+    int32_t *bias;    /* [OC], in fours too */
+    int shift;
+} irstd_fixed_conv;
+
 struct irstd_node {
     int op;
     const char *name;
@@ -88,6 +97,7 @@ struct irstd_node {
     const void *constants[IRSTD_NODE_CONSTANTS];
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
+    irstd_fixed_conv *fixed_conv;
     size_t scratch_bytes; /* per thread */
     uint64_t macs;
     char kernel[64];

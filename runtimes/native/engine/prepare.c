@@ -292,6 +292,51 @@ static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_
     return IRSTD_OK;
 }
 
+/* The largest magnitude of an int16 tensor: that of its FixedPoint, or of int16. */
+static int64_t largest_value(const struct irstd_session *s, const irstd_tensor *t) {
+    for (int k = 0; k < s->node_count; k++)
+        if (s->nodes[k].output == t && s->nodes[k].op == IRSTD_OP_FIXED_POINT)
+            return (int64_t)1 << (s->nodes[k].i[IRSTD_FIXED_POINT_BITS] - 1);
+    return 32768;
+}
+
+/* Integers instead of float32 where both give the same bits: weights and bias on a grid, every sum below 2^24. */
+static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irstd_error *error) {
+    const irstd_tensor *x = n->inputs[0], *y = n->output;
+    const int32_t *i = n->i;
+    if (x->type != IRSTD_TENSOR_TYPE_INT16 || y->type != IRSTD_TENSOR_TYPE_INT16 || i[IRSTD_CONV2D_GROUPS] != 1 ||
+        i[IRSTD_CONV2D_STRIDE_W] != 1 || i[IRSTD_CONV2D_ACTIVATION] != IRSTD_FLOAT_ACTIVATION_NONE)
+        return IRSTD_OK;
+    const float *weight = n->constants[IRSTD_CONV2D_WEIGHT], *bias = n->constants[IRSTD_CONV2D_BIAS];
+    const int taps = i[IRSTD_CONV2D_IN_CHANNELS] * i[IRSTD_CONV2D_KERNEL_H] * i[IRSTD_CONV2D_KERNEL_W];
+    const int pairs = (taps + 1) / 2, oc_count = y->channels;
+    int bits = 0; /* of the weights' grid */
+    for (int t = 0; t < oc_count * taps; t++)
+        while (bits <= 15 && ldexp((double)weight[t], bits) != floor(ldexp((double)weight[t], bits))) bits++;
+    const int shift = x->fraction_bits + bits - y->fraction_bits;
+    if (bits > 15 || shift < 1) return IRSTD_OK;
+    irstd_fixed_conv *f = irstd_own(s, sizeof *f);
+    int32_t *weights = irstd_own(s, (size_t)irstd_round_up(oc_count, 4) * (size_t)pairs * sizeof *weights);
+    int32_t *biases = irstd_own(s, (size_t)irstd_round_up(oc_count, 4) * sizeof *biases);
+    if (!f || !weights || !biases) return out_of_memory(error);
+    const int64_t largest = largest_value(s, x);
+    for (int oc = 0; oc < oc_count; oc++) {
+        double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits) : 0, sum = fabs(b);
+        for (int t = 0; t < taps; t++) {
+            double w = ldexp((double)weight[oc * taps + t], bits);
+            sum += fabs(w) * (double)largest;
+            if (!(fabs(w) <= INT16_MAX)) return IRSTD_OK;
+            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)(int16_t)w << t % 2 * 16);
+        }
+        if (b != floor(b) || !(sum < 1 << 24)) return IRSTD_OK;
+        biases[oc] = (int32_t)b + (1 << (shift - 1));
+    }
+    *f = (irstd_fixed_conv){taps, weights, biases, shift};
+    n->fixed_conv = f;
+    snprintf(n->kernel, sizeof n->kernel, "Conv2d_int16__%s", s->kernels->isa);
+    return IRSTD_OK;
+}
+
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     for (int k = 0; k < s->output_count; k++) {
         irstd_tensor *t = &s->tensors[s->outputs[k]];
@@ -307,6 +352,8 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
             if (status) return status;
         } else {
             snprintf(n->kernel, sizeof n->kernel, "%s__%s", irstd_operator_name(n->op), s->kernels->isa);
+            irstd_status status = n->op == IRSTD_OP_CONV2D ? fold_fixed_conv(s, n, error) : IRSTD_OK;
+            if (status) return status;
         }
     }
     for (int k = 0; k < s->node_count; k++)

@@ -8,6 +8,7 @@
 #define IRSTD_DOMAIN "irstd"
 #define IRSTD_BINARY_CONV2D "BinaryConv2d"
 #define IRSTD_FIXED_POINT "FixedPoint"
+#define IRSTD_PROGRAM "Program"
 #define IRSTD_OPSET_VERSION 1
 #define IRSTD_WORD_BITS 32
 #define IRSTD_BIT_ORDER_LSB_PLUS_ONE 1
@@ -50,5 +51,10 @@
     X(int32_t, version, 1, INT32_MIN, 1, 1) \
     X(int32_t, fraction_bits, 1, INT32_MIN, 0, 15) \
     X(int32_t, bits, 1, INT32_MIN, 2, 16)
+
+#define IRSTD_PROGRAM_ATTRIBUTES(X) \
+    X(int32_t, version, 1, INT32_MIN, 1, 1) \
+    X(int32_t, height, 1, INT32_MIN, 1, 32768) \
+    X(int32_t, width, 1, INT32_MIN, 1, 32768)
 
 #endif

@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "../../engine/engine.h"
+
 enum { VL = 16, VECTORS = 2, BIT_CHANNELS = 4, BIT_BYTES = 1 };
 #define UNROLL _Pragma("GCC unroll 4")
 #define IRSTD_INLINE static inline __attribute__((always_inline))
@@ -16,7 +18,21 @@ IRSTD_INLINE void v_store(int16_t *p, V v) { _mm256_store_si256((V *)(void *)p, 
 IRSTD_INLINE V v_all(int16_t x) { return _mm256_set1_epi16(x); }
 IRSTD_INLINE V v_constant(const int32_t *p) { return _mm256_set1_epi32(*p); }
 IRSTD_INLINE V v_adds(V a, V b) { return _mm256_adds_epi16(a, b); }
-IRSTD_INLINE V v_mulhrs(V a, V b) { return _mm256_mulhrs_epi16(a, b); }
+
+typedef struct {
+    V multiplier, offset, slope, shift_out;
+} CONSTANTS;
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
+    CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
+    if (rprelu) {
+        k.slope = v_constant(&f->slope);
+        k.shift_out = v_constant(&f->shift_out);
+    }
+    return k;
+}
+IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return _mm256_mulhrs_epi16(v, k.multiplier); }
+IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return _mm256_mulhrs_epi16(v, k.slope); }
+
 IRSTD_INLINE V v_max(V a, V b) { return _mm256_max_epi16(a, b); }
 typedef __m128i SHIFT;
 IRSTD_INLINE SHIFT shift_of(int count) { return _mm_cvtsi32_si128(count); }

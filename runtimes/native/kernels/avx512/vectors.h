@@ -4,15 +4,18 @@
 
 #ifdef IRSTD_SIMDE
 #include "emulated.h"
+#define PIN(v) /* no such register */
 #else
 #include <immintrin.h>
+#define PIN(v) __asm__("" : "+v"(v))
 #endif
 #include <stdint.h>
+
+#include "../../engine/engine.h"
 
 enum { VL = 32, VECTORS = 2, BIT_CHANNELS = 16, BIT_BYTES = 2 };
 #define TILE 8
 #define UNROLL _Pragma("GCC unroll 16")
-#define PIN(v) __asm__("" : "+v"(v))
 #define IRSTD_INLINE static inline __attribute__((always_inline))
 
 typedef __m512i V;
@@ -37,7 +40,21 @@ IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w,
 }
 IRSTD_INLINE V v_constant(const int32_t *p) { return _mm512_set1_epi32(*p); }
 IRSTD_INLINE V v_adds(V a, V b) { return _mm512_adds_epi16(a, b); }
-IRSTD_INLINE V v_mulhrs(V a, V b) { return _mm512_mulhrs_epi16(a, b); }
+
+typedef struct {
+    V multiplier, offset, slope, shift_out;
+} CONSTANTS;
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
+    CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
+    if (rprelu) {
+        k.slope = v_constant(&f->slope);
+        k.shift_out = v_constant(&f->shift_out);
+    }
+    return k;
+}
+IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return _mm512_mulhrs_epi16(v, k.multiplier); }
+IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return _mm512_mulhrs_epi16(v, k.slope); }
+
 IRSTD_INLINE V v_max(V a, V b) { return _mm512_max_epi16(a, b); }
 typedef __m128i SHIFT;
 IRSTD_INLINE SHIFT shift_of(int count) { return _mm_cvtsi32_si128(count); }

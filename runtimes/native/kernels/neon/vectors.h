@@ -10,6 +10,8 @@
 #endif
 #include <stdint.h>
 
+#include "../../engine/engine.h"
+
 
 enum { VL = 8, BIT_CHANNELS = 16, BIT_BYTES = 2 };
 #define TILE 4
@@ -45,7 +47,21 @@ IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w,
 }
 
 IRSTD_INLINE V v_adds(V a, V b) { return vqaddq_s16(a, b); }
-IRSTD_INLINE V v_mulhrs(V a, V b) { return vqrdmulhq_s16(a, b); } /* saturates only where both are -32768 */
+
+/* One load brings all of them, two are multiplied by as lanes: 0 and 1 multiplier, 2 offset, 4 slope, 6 shift_out.
+ * sqrdmulh saturates only where both factors are -32768. */
+typedef struct {
+    V all, offset, shift_out;
+} CONSTANTS;
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
+    CONSTANTS k = {.all = vld1q_s16((const int16_t *)(const void *)f)};
+    k.offset = vdupq_lane_s16(vget_low_s16(k.all), 2);
+    if (rprelu) k.shift_out = vdupq_lane_s16(vget_high_s16(k.all), 2);
+    return k;
+}
+IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return vqrdmulhq_lane_s16(v, vget_low_s16(k.all), 0); }
+IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return vqrdmulhq_lane_s16(v, vget_high_s16(k.all), 0); }
+
 IRSTD_INLINE V v_max(V a, V b) { return vmaxq_s16(a, b); }
 typedef V SHIFT;
 IRSTD_INLINE SHIFT shift_of(int count) { return vdupq_n_s16((int16_t)count); }

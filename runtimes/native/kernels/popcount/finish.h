@@ -1,14 +1,15 @@
 /* From sums to int16 values and signs, VECTORS vectors of pixels at a time; included after an instruction set's vectors:
- *   v_mulhrs (x * y / 2^15, rounded half up), v_adds (saturating), v_max, SHIFT, shift_of, v_shl, v_average (rounded half up),
+ *   CONSTANTS with members offset and shift_out, constants_of (an irstd_finish), times_multiplier and times_slope
+ *   (x * y / 2^15, rounded half up), v_adds (saturating), v_max, SHIFT, shift_of, v_shl, v_average (rounded half up),
  *   v_constant (of an int16 stored twice), BITS, bits_zero, bits_push (lanes >= threshold become bit c), bits_store (elements of `count` channels).
  *
  * A sum is shifted left as far as int16 allows and multiplied by a 15-bit fraction: floor(sum * scale + 1/2). */
 #include "../../engine/engine.h"
 
-IRSTD_INLINE V finish_vector(V sum, const V *k, SHIFT shift, const int rprelu, const int residual, const int16_t *r,
+IRSTD_INLINE V finish_vector(V sum, CONSTANTS k, SHIFT shift, const int rprelu, const int residual, const int16_t *r,
                              const int16_t *other) {
-    V v = v_adds(v_mulhrs(v_shl(sum, shift), k[0]), k[1]);
-    if (rprelu) v = v_adds(v_max(v, v_mulhrs(v, k[2])), k[3]);
+    V v = v_adds(times_multiplier(v_shl(sum, shift), k), k.offset);
+    if (rprelu) v = v_adds(v_max(v, times_slope(v, k)), k.shift_out);
     if (residual == 1) v = v_adds(v, v_load(r));
     if (residual == 2) v = v_adds(v, v_average(v_load(r), v_load(other)));
     return v;
@@ -37,9 +38,7 @@ IRSTD_INLINE void finish_style(const irstd_bconv *c, const int16_t *sums, int64_
                 int r_channel = first % r_count;
                 if (residual) near = residual_row + r_channel * r_stride + j;
                 for (int i = 0; i < count; i++, constants++, sum += stride) {
-                    const V k[4] = {v_constant(&constants->multiplier), v_constant(&constants->offset),
-                                    rprelu ? v_constant(&constants->slope) : v_all(0),
-                                    rprelu ? v_constant(&constants->shift_out) : v_all(0)};
+                    const CONSTANTS k = constants_of(constants, rprelu);
                     V v[VECTORS];
                     UNROLL
                     for (int n = 0; n < VECTORS; n++)

@@ -35,6 +35,17 @@ static inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 static inline vf all(float x) { return x - (vf){0}; }
 static inline vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
+/* LANES int16 as floats. */
+static inline vf widened(const int16_t *p) {
+#if defined(__ARM_NEON) /* GCC converts lane by lane */
+    return (vf)vcvtq_f32_s32(vmovl_s16(vld1_s16(p)));
+#else
+    vh v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vf);
+#endif
+}
+
 static inline float step_of(const irstd_tensor *t) { return 1.0f / (float)(1 << t->fraction_bits); }
 
 /* One plane of a row as float, n elements. */
@@ -45,7 +56,9 @@ static void read_plane(const irstd_tensor *t, const char *row, int channel, int6
     }
     const int16_t *from = (const int16_t *)(const void *)row + channel * t->stride;
     float step = step_of(t);
-    for (int64_t i = 0; i < n; i++) to[i] = (float)from[i] * step;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, widened(from + i) * step);
+    for (; i < n; i++) to[i] = (float)from[i] * step;
 }
 
 /* clamp(floor(x * 2^f + 1/2)) to `bits` bits; a NaN becomes the lowest value. */
@@ -185,6 +198,106 @@ static inline __attribute__((always_inline)) void conv_tile(const float *const *
         for (int v = 0; v < TILE_VECTORS; v++) store(y + c * y_stride + column + v * LANES, sum[c][v]);
 }
 
+/* ---- convolution of int16 in integers: pairs of taps are multiplied and summed to int32 ---- */
+
+enum { FIXED_CHANNELS = 4 };
+#if defined(__AVX512BW__)
+enum { FIXED_PIXELS = 32 };
+typedef __m512i vp;
+#define VP(name) _mm512_##name
+#define VP_LOAD(p) _mm512_loadu_si512(p)
+#define VP_STORE(p, v) _mm512_storeu_si512(p, v)
+#elif defined(__AVX2__)
+enum { FIXED_PIXELS = 16 };
+typedef __m256i vp;
+#define VP(name) _mm256_##name
+#define VP_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define VP_STORE(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), v)
+#elif defined(__ARM_NEON)
+enum { FIXED_PIXELS = 16 };
+#else
+enum { FIXED_PIXELS = 8 };
+#endif
+
+/* FIXED_PIXELS pixels of the 4 channels from oc on, of which `channels` exist. */
+static void fixed_tile(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t column,
+                       int16_t *y, int64_t stride) {
+    const int pairs = (f->taps + 1) / 2;
+    const int32_t *w = f->weights + oc * pairs;
+#if defined(__AVX2__)
+    vp low[FIXED_CHANNELS], high[FIXED_CHANNELS];
+    for (int c = 0; c < FIXED_CHANNELS; c++) low[c] = high[c] = VP(set1_epi32)(f->bias[oc + c]);
+    for (int p = 0; p < pairs; p++, w += FIXED_CHANNELS) {
+        vp a = VP_LOAD(taps[2 * p] + column), b = VP_LOAD(taps[2 * p + 1] + column);
+        vp first = VP(unpacklo_epi16)(a, b), second = VP(unpackhi_epi16)(a, b);
+        for (int c = 0; c < FIXED_CHANNELS; c++) {
+            low[c] = VP(add_epi32)(low[c], VP(madd_epi16)(first, VP(set1_epi32)(w[c])));
+            high[c] = VP(add_epi32)(high[c], VP(madd_epi16)(second, VP(set1_epi32)(w[c])));
+        }
+    }
+    const __m128i shift = _mm_cvtsi32_si128(f->shift);
+    for (int c = 0; c < FIXED_CHANNELS; c++) /* packing undoes the order of the unpacking */
+        if (c < channels)
+            VP_STORE(y + c * stride + column, VP(packs_epi32)(VP(sra_epi32)(low[c], shift), VP(sra_epi32)(high[c], shift)));
+#elif defined(__ARM_NEON)
+    int32x4_t sum[FIXED_CHANNELS][4];
+    for (int c = 0; c < FIXED_CHANNELS; c++)
+        for (int v = 0; v < 4; v++) sum[c][v] = vdupq_n_s32(f->bias[oc + c]);
+#define CHANNEL(c, lane, half)                                                        \
+    sum[c][0] = vmlal_lane_s16(sum[c][0], vget_low_s16(a), vget_##half##_s16(weight), lane);  \
+    sum[c][1] = vmlal_lane_s16(sum[c][1], vget_high_s16(a), vget_##half##_s16(weight), lane); \
+    sum[c][2] = vmlal_lane_s16(sum[c][2], vget_low_s16(b), vget_##half##_s16(weight), lane);  \
+    sum[c][3] = vmlal_lane_s16(sum[c][3], vget_high_s16(b), vget_##half##_s16(weight), lane);
+    for (int p = 0; p < pairs; p++, w += FIXED_CHANNELS) {
+        const int16x8_t weight = vreinterpretq_s16_s32(vld1q_s32(w));
+        int16x8_t a = vld1q_s16(taps[2 * p] + column), b = vld1q_s16(taps[2 * p] + column + 8);
+        CHANNEL(0, 0, low) CHANNEL(1, 2, low) CHANNEL(2, 0, high) CHANNEL(3, 2, high)
+        if (2 * p + 1 == f->taps) break;
+        a = vld1q_s16(taps[2 * p + 1] + column), b = vld1q_s16(taps[2 * p + 1] + column + 8);
+        CHANNEL(0, 1, low) CHANNEL(1, 3, low) CHANNEL(2, 1, high) CHANNEL(3, 3, high)
+    }
+#undef CHANNEL
+    const int32x4_t shift = vdupq_n_s32(-f->shift);
+    for (int c = 0; c < FIXED_CHANNELS; c++)
+        for (int v = 0; v < 4 && c < channels; v += 2)
+            vst1q_s16(y + c * stride + column + 4 * v,
+                      vcombine_s16(vqmovn_s32(vshlq_s32(sum[c][v], shift)), vqmovn_s32(vshlq_s32(sum[c][v + 1], shift))));
+#else
+    for (int c = 0; c < channels; c++)
+        for (int64_t j = column; j < column + FIXED_PIXELS; j++) {
+            int32_t sum = f->bias[oc + c];
+            for (int t = 0; t < f->taps; t++)
+                sum += (int16_t)(w[t / 2 * FIXED_CHANNELS + c] >> t % 2 * 16) * taps[t][j];
+            sum >>= f->shift;
+            y[c * stride + j] = (int16_t)(sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum);
+        }
+#endif
+}
+
+static void fixed_conv_row(const irstd_node *n, int64_t row, char *scratch) {
+    const int32_t *i = n->i;
+    const irstd_fixed_conv *f = n->fixed_conv;
+    const irstd_tensor *x = n->inputs[0], *y = n->output;
+    const int64_t left = i[IRSTD_CONV2D_PAD_LEFT], line = padded(left + x->width + i[IRSTD_CONV2D_PAD_RIGHT]);
+    const int16_t **taps = (const int16_t **)(void *)scratch;
+    int16_t *lines = (int16_t *)(void *)(scratch + irstd_round_up((f->taps + 1) * (int64_t)sizeof *taps, 64));
+    int t = 0;
+    for (int c = 0; c < x->channels; c++)
+        for (int r = 0; r < i[IRSTD_CONV2D_KERNEL_H]; r++, lines += line) {
+            int64_t source = row * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP] + (int64_t)r * i[IRSTD_CONV2D_DILATION_H];
+            memset(lines, 0, (size_t)line * sizeof *lines);
+            if (source >= 0 && source < x->height)
+                memcpy(lines + left, (const int16_t *)irstd_tensor_row(x, source) + c * x->stride,
+                       (size_t)x->width * sizeof *lines);
+            for (int k = 0; k < i[IRSTD_CONV2D_KERNEL_W]; k++) taps[t++] = lines + (int64_t)k * i[IRSTD_CONV2D_DILATION_W];
+        }
+    if (t % 2) taps[t] = taps[t - 1]; /* its weight is 0 */
+    int16_t *to = irstd_tensor_row(y, row);
+    for (int oc = 0; oc < y->channels; oc += FIXED_CHANNELS, to += FIXED_CHANNELS * y->stride)
+        for (int64_t column = 0; column < y->width; column += FIXED_PIXELS)
+            fixed_tile(f, taps, oc, y->channels - oc, column, to, y->stride);
+}
+
 /* A pointwise convolution of an int16 tensor to few channels: converted in registers. */
 static int is_projection(const irstd_node *n) {
     const int32_t *i = n->i;
@@ -203,12 +316,10 @@ static void project_row(const irstd_node *n, int64_t row, float *sums) {
         for (int64_t j = 0; j < y->width; j += 2 * LANES) {
             vf low = all(bias ? bias[o] : 0), high = low;
             for (int c = 0; c < x->channels; c++) {
-                vh a, b;
-                memcpy(&a, from + c * x->stride + j, sizeof a);
-                memcpy(&b, from + c * x->stride + j + LANES, sizeof b);
+                const int16_t *at = from + c * x->stride + j;
                 float w = weight[o * x->channels + c] * step;
-                low += __builtin_convertvector(a, vf) * w;
-                high += __builtin_convertvector(b, vf) * w;
+                low += widened(at) * w;
+                high += widened(at + LANES) * w;
             }
             store(sums + j, low);
             store(sums + j + LANES, high);
@@ -219,6 +330,10 @@ static void project_row(const irstd_node *n, int64_t row, float *sums) {
 }
 
 static void conv_row(const irstd_node *n, int64_t row, char *scratch) {
+    if (n->fixed_conv) {
+        fixed_conv_row(n, row, scratch);
+        return;
+    }
     if (is_projection(n)) {
         project_row(n, row, (float *)(void *)scratch);
         return;

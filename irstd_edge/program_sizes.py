@@ -1,0 +1,41 @@
+"""Sizes of the tensors of a program, for one size of its inputs."""
+
+from __future__ import annotations
+
+from irstd_edge.program import Node, Program, ProgramError
+
+Size = tuple[int, int]
+
+
+def tensor_sizes(program: Program, height: int, width: int) -> list[Size]:
+    """(H, W) of each tensor. Raises :class:`ProgramError` naming the node that a window or a partner does not fit."""
+    sizes: dict[int, Size] = dict.fromkeys(range(program.inputs), (height, width))
+    for node in program.nodes:
+        size = _output_size(node, [sizes[i] for i in node.inputs])
+        if min(size) < 1:
+            raise ProgramError(f"node {node.name!r}: a {height}x{width} image leaves nothing here")
+        sizes[node.output] = size
+    return [sizes[i] for i in range(len(program.tensors))]
+
+
+def _output_size(node: Node, inputs: list[Size]) -> Size:
+    a, first = node.attributes, inputs[0]
+    axes = list(zip("hw", first, (("top", "bottom"), ("left", "right")), strict=True))
+    if node.operator in ("BinaryConv2d", "Conv2d"):
+        return tuple((n + a[f"pad_{before}"] + a[f"pad_{after}"] - a[f"dilation_{x}"] * (a[f"kernel_{x}"] - 1) - 1)
+                     // a[f"stride_{x}"] + 1 for x, n, (before, after) in axes)
+    if node.operator == "ConvTranspose2d":
+        return tuple((n - 1) * a[f"stride_{x}"] - a[f"pad_{before}"] - a[f"pad_{after}"]
+                     + a[f"dilation_{x}"] * (a[f"kernel_{x}"] - 1) + a[f"output_pad_{x}"] + 1
+                     for x, n, (before, after) in axes)
+    if node.operator in ("AveragePool", "MaxPool"):
+        return tuple((n - a[f"kernel_{x}"]) // a[f"stride_{x}"] + 1 for x, n, _ in axes)
+    if node.operator == "GlobalAveragePool":
+        return 1, 1
+    size = first
+    if node.operator == "Resize":
+        size = first[0] * a["scale_h"], first[1] * a["scale_w"]
+    for other in inputs[1:]:
+        if other != size and not (node.operator == "Multiply" and other == (1, 1)):
+            raise ProgramError(f"node {node.name!r}: {size[0]}x{size[1]} and {other[0]}x{other[1]} do not go together")
+    return size

@@ -1,0 +1,100 @@
+"""What a program computes: PyTorch in float64, and kernel_truth.py for the binary convolution; no code of the engine."""
+
+from __future__ import annotations
+
+import kernel_truth
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from irstd_edge.program import Node, Program
+
+
+def run_program(program: Program, *images: np.ndarray) -> list[np.ndarray]:
+    """float32 ``[C, H, W]`` for each input to the same for each output."""
+    values = {i: np.asarray(image, np.float32)[None] for i, image in enumerate(images)}
+    assert len(values) == program.inputs
+    for node in program.nodes:
+        grid = program.tensors[node.output].fraction_bits
+        y = run_node(node, [values[i] for i in node.inputs], grid)
+        assert y.shape[1] == program.tensors[node.output].channels, node.name
+        values[node.output] = y if grid < 0 else on_grid(y, grid)
+    return [values[i][0] for i in program.outputs]
+
+
+def on_grid(x: np.ndarray, fraction_bits: int, bits: int = 16) -> np.ndarray:
+    """Of a float32 value, in float32 steps; exact."""
+    with np.errstate(all="ignore"):
+        q = np.floor(np.float32(x) * np.float32(2.0**fraction_bits) + np.float32(0.5))
+        low, high = np.float32(-(2.0 ** (bits - 1))), np.float32(2.0 ** (bits - 1) - 1)
+        return np.where(q > low, np.minimum(q, high), low) / np.float32(2.0**fraction_bits)
+
+
+def unpack(words: np.ndarray, channels: int) -> np.ndarray:
+    """int32 ``[OC, KH, KW, words]`` to +1/-1 ``[OC, channels, KH, KW]``."""
+    bits = np.unpackbits(np.ascontiguousarray(words, "<i4").view(np.uint8), axis=-1, bitorder="little")
+    return np.moveaxis(bits[..., :channels].astype(np.int64) * 2 - 1, -1, 1)
+
+
+def binary(node: Node, x: np.ndarray, residual: np.ndarray | None) -> np.ndarray:
+    a, c = node.attributes, node.constants
+    padded = kernel_truth.pad(kernel_truth.signs_of(x, c["threshold"]), a)
+    weight = unpack(c["weight"], a["in_channels"] // a["groups"])
+    sums = F.conv2d(torch.from_numpy(padded.astype(np.float64)), torch.from_numpy(weight.astype(np.float64)), None,
+                    (a["stride_h"], a["stride_w"]), 0, (a["dilation_h"], a["dilation_w"]), a["groups"])
+    return kernel_truth.epilogue(sums.numpy().astype(np.int64), c["scale"], c["bias"], c.get("activation_parameters"),
+                                 residual, a)
+
+
+def activate(node: Node, y: torch.Tensor) -> torch.Tensor:
+    a = node.attributes
+    if a["activation"] == 2:
+        return torch.where(y < 0, y * torch.from_numpy(node.constants["slope"].astype(np.float64)).view(-1, 1, 1), y)
+    return {0: lambda: y, 1: lambda: torch.relu(y), 3: lambda: torch.clamp(y, a["clamp_min"], a["clamp_max"]),
+            4: lambda: torch.sigmoid(y), 5: lambda: torch.tanh(y)}[a["activation"]]()
+
+
+def run_node(node: Node, inputs: list[np.ndarray], grid: int) -> np.ndarray:
+    if node.operator == "BinaryConv2d":
+        return binary(node, inputs[0], inputs[1] if len(inputs) > 1 else None)
+    if node.operator == "FixedPoint":
+        return on_grid(inputs[0], node.attributes["fraction_bits"], node.attributes["bits"])
+    return float_node(node, [torch.from_numpy(np.asarray(i, np.float64)) for i in inputs], grid).numpy().astype(np.float32)
+
+
+def float_node(node: Node, inputs: list[torch.Tensor], grid: int) -> torch.Tensor:
+    a, x = node.attributes, inputs[0]
+    c = {k: torch.from_numpy(v.astype(np.float64)) for k, v in node.constants.items()}
+
+    def pair(name):
+        return a[f"{name}_h"], a[f"{name}_w"]
+
+    if node.operator == "Conv2d":
+        x = F.pad(x, (a["pad_left"], a["pad_right"], a["pad_top"], a["pad_bottom"]))
+        return activate(node, F.conv2d(x, c["weight"], c.get("bias"), pair("stride"), 0, pair("dilation"), a["groups"]))
+    if node.operator == "ConvTranspose2d":
+        y = F.conv_transpose2d(x, c["weight"], c.get("bias"), pair("stride"), 0, pair("output_pad"), a["groups"],
+                               pair("dilation"))
+        h, w = y.shape[2:]
+        return activate(node, y[:, :, a["pad_top"]:h - a["pad_bottom"], a["pad_left"]:w - a["pad_right"]])
+    if node.operator == "AveragePool":
+        return F.avg_pool2d(x, pair("kernel"), pair("stride"))
+    if node.operator == "MaxPool":
+        return F.max_pool2d(x, pair("kernel"), pair("stride"))
+    if node.operator == "Resize":
+        size = (x.shape[2] * a["scale_h"], x.shape[3] * a["scale_w"])
+        mode, corners = ("nearest", None) if a["mode"] == 0 else ("bilinear", a["mode"] == 2)
+        y = F.interpolate(x, size=size, mode=mode, align_corners=corners)
+        if len(inputs) == 2:
+            y = (y if grid < 0 else torch.from_numpy(on_grid(y.numpy(), grid))) + inputs[1]
+        return y
+    if node.operator == "Add":
+        return activate(node, inputs[0] + inputs[1])
+    if node.operator == "Multiply":
+        return x * inputs[1]
+    if node.operator == "Activation":
+        return activate(node, x)
+    if node.operator == "Concat":
+        return torch.cat(inputs, 1)
+    assert node.operator == "GlobalAveragePool"
+    return x.mean((2, 3), keepdim=True)

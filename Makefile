@@ -53,8 +53,6 @@ figures: $(VENV)/.ready
 
 # Engines that cannot be installed or run are told in the result.
 peers: $(VENV)/.ready
-	-$(BIN)/cmake -S runtimes/native -B build/native
-	-$(BIN)/cmake --build build/native --target bench_bconv2d
 	$(BIN)/python -m irstd_edge.benchmarks.peers $(PEERS)
 
 arm: $(VENV)/.ready

@@ -37,10 +37,14 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
 @click.option("--strict", is_flag=True,
               help="Fail (exit 3) when a layer is not realised at the precision it asks for; for a compressed network "
                    "that excludes portable, which is lowered by definition.")
+@click.option("--per-layer", is_flag=True,
+              help="Keep one node for each layer in onnx and tflite, to look into them; by default the parts that our "
+                   "engine runs are one node each, which is faster.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @click.option("--json", "json_file", type=_PATH, help="Write the manifest and the notes to this file too.")
-def export(network, targets, out, checkpoint, model, allow_pickle, untrained, input_size, strict, mean, std, json_file):
+def export(network, targets, out, checkpoint, model, allow_pickle, untrained, input_size, strict, per_layer, mean, std,
+           json_file):
     """Export NETWORK (irstd-edge models lists them), or one of your own, to a bundle of files that run elsewhere.
 
     Prints the precision of every layer, requested and realised, and compares each file with PyTorch on the test
@@ -66,7 +70,7 @@ def export(network, targets, out, checkpoint, model, allow_pickle, untrained, in
         loaded = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, untrained=untrained)
         status.update("exporting and verifying")
-        manifest = export_bundle(loaded, targets, out, input_size, strict, note=notes.append)
+        manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer, note=notes.append)
     show(manifest, out, notes)
     if json_file is not None:
         write_text(json_file, json.dumps({**asdict(manifest), "notes": notes}, indent=2) + "\n")

@@ -23,7 +23,7 @@ def describe_layers(
         model: what the artefact holds; a layer used several times has one row.
         static: the compressed model at the reference input, from which operations are counted.
         reason: why a layer's realised precision is not the requested one.
-        layer_bytes: constants by layer where the artefact is no ONNX file.
+        layer_bytes: constants by layer where they are not those of ``model``'s own nodes.
     """
     macs: dict[str, int] = {}
     for node in static.graph:

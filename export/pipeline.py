@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,9 +28,10 @@ from irstd_edge.bundle import (
 )
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture
-from irstd_edge.export.layers import describe_layers
+from irstd_edge.export.layers import constant_bytes, describe_layers
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.specialize import Specialize
+from irstd_edge.export.targets.fused import find_parts, fuse
 from irstd_edge.export.targets.native import to_native
 from irstd_edge.export.targets.onnx import to_onnx
 from irstd_edge.export.targets.portable import lowered
@@ -67,6 +69,7 @@ def export_bundle(
     input_size: tuple[int, int] = (256, 256),
     strict: bool = False,
     overwrite: bool = False,
+    per_layer: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Export a network to a bundle folder and verify every file of it on the bundle's test vectors.
@@ -79,6 +82,7 @@ def export_bundle(
         strict: refuse when a layer's realised precision is not the requested one (so, for a compressed network,
             always with ``portable``, which has no compressed operators).
         overwrite: replace a folder that is no bundle of ours.
+        per_layer: keep one node for each layer in ``onnx`` and ``tflite`` files, instead of Program nodes.
         note: called with a sentence for everything that a user should know and that is no error.
 
     Raises :class:`~irstd_edge.errors.UnsupportedError` (a layer, operator or target),
@@ -96,7 +100,7 @@ def export_bundle(
         another = _another_size(source.network, input_size) if captured.dynamic else None
         if isinstance(another, str):
             captured, another = _fixed(source.network, input_size, another), None
-        files = _build(captured, targets, input_size, another and another.size, source.network)
+        files = _build(captured, targets, input_size, another and another.size, source.network, per_layer)
         if strict:
             _refuse_downgrades(files)
         manifest = _write(folder, source, files, input_size, inputs, outputs)
@@ -105,7 +109,7 @@ def export_bundle(
         if faults.keys() - _WRITTEN_FOR_A_SIZE:
             reason = "; ".join(fault for kind, fault in faults.items() if kind not in _WRITTEN_FOR_A_SIZE)
             captured = _fixed(source.network, input_size, f"at other sizes it differs from PyTorch ({reason})")
-            files = _build(captured, targets, input_size, None, source.network)
+            files = _build(captured, targets, input_size, None, source.network, per_layer)
             manifest = _write(folder, source, files, input_size, inputs, outputs)
             _verify(folder)
         elif faults:
@@ -223,15 +227,20 @@ def _notes(captured: Capture, files: Sequence[_File], input_size: tuple[int, int
         yield f"left out, as the first output does not depend on them: {', '.join(captured.unused)}"
 
 
-def _build(captured: Capture, targets, input_size, other_size, network: torch.nn.Module) -> list[_File]:
+def _build(captured: Capture, targets, input_size, other_size, network: torch.nn.Module,
+           per_layer: bool) -> list[_File]:
     model, fixed = compress(captured.model), captured.static_reason
     size = tuple(input_size) if fixed else None
     static = model.clone()
     Specialize(input_size)(static)
+    parts = () if per_layer or not {"onnx", "tflite"} & set(targets) else find_parts(model, input_size, other_size)
+    inside = sum((Counter(part.layer_bytes) for part in parts), Counter())
     files = []
     for kind in targets:
         if kind == "onnx":
-            files.append(_File(kind, to_onnx(model), "NCHW", size, describe_layers(model, static), fixed))
+            fused = fuse(model, parts)
+            layers = describe_layers(model, static, layer_bytes=inside + Counter(constant_bytes(fused)))
+            files.append(_File(kind, to_onnx(fused), "NCHW", size, layers, fixed))
         elif kind == "portable":
             plain = lowered(model)
             layers = describe_layers(plain, static, PORTABLE_REASON)
@@ -243,8 +252,8 @@ def _build(captured: Capture, targets, input_size, other_size, network: torch.nn
             files.append(_File(kind, native.data, "NCHW", tuple(input_size) if reason else None, layers, reason))
         else:
             multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
-            written = to_tflite(model, input_size, other_size, multiple)
-            layers = describe_layers(static, static, layer_bytes=written.layer_bytes)
+            written = to_tflite(model, input_size, other_size, multiple, parts)
+            layers = describe_layers(static, static, layer_bytes=inside + Counter(written.layer_bytes))
             files.append(_File(kind, written.data, "NHWC", tuple(input_size), layers, fixed or written.static_reason))
     return files
 

@@ -60,6 +60,8 @@ MAX_KERNEL = 31
 MAX_CHANNELS = 1 << 16
 MAX_STEP = 1 << 12
 MAX_SIDE = 1 << 15
+#: Inputs, and outputs, of one Program.
+MAX_IMAGES = 16
 
 
 class OpSpecError(ValueError):
@@ -199,8 +201,8 @@ PROGRAM = Operator(
     ),
     (
         Operand("program", "uint8", "[B]", False, True, "bytes of a model.irstd"),
-        Operand("x", "float32", "[N, C, H, W]", False, False, "one for each input of the program, all of one size "
-                "(TFLite: [N, H, W, C])", variadic=True),
+        Operand("x", "float32", "[N, C, H, W]", False, False, "one for each of the 1 to 16 inputs of the program, "
+                "all of one size (TFLite: [N, H, W, C])", variadic=True),
     ),
 )
 OPERATORS: dict[str, Operator] = {o.name: o for o in (BINARY_CONV2D, FIXED_POINT, PROGRAM)}

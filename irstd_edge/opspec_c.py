@@ -13,7 +13,8 @@ from irstd_edge import opspec
 
 HEADER = Path(__file__).resolve().parent.parent / "runtimes" / "native" / "include" / "irstd_opspec.h"
 
-_CONSTANTS = ("OPSET_VERSION", "WORD_BITS", "BIT_ORDER_LSB_PLUS_ONE", "MAX_KERNEL", "MAX_CHANNELS", "MAX_STEP")
+_CONSTANTS = ("OPSET_VERSION", "WORD_BITS", "BIT_ORDER_LSB_PLUS_ONE", "MAX_KERNEL", "MAX_CHANNELS", "MAX_STEP",
+              "MAX_SIDE", "MAX_IMAGES")
 
 
 def _literal(value: int | float) -> str:

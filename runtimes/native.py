@@ -27,6 +27,7 @@ _SIGNATURES = {
                                   ctypes.POINTER(_POINTER)]),
     "irstd_run": (ctypes.c_int, [_POINTER, _POINTER, _POINTER]),
     "irstd_describe": (ctypes.c_char_p, [_POINTER]),
+    "irstd_run_layer": (ctypes.c_int, [_POINTER, ctypes.c_char_p]),
     "irstd_last_error": (ctypes.c_char_p, []),
     "irstd_close": (None, [_POINTER]),
 }
@@ -79,6 +80,16 @@ class Engine:
 
         def call(run=self._engine.irstd_run, session=self._session, tables=tables, keep=(self, inputs, outputs)):
             status = run(session, *tables)
+            if status:
+                self._check(status)
+
+        return call
+
+    def layer(self, name: str) -> Callable[[], None]:
+        """A call that computes one layer again, from what a run left in its inputs: to time it alone."""
+
+        def call(run=self._engine.irstd_run_layer, session=self._session, name=name.encode(), keep=self):
+            status = run(session, name)
             if status:
                 self._check(status)
 

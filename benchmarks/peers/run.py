@@ -125,14 +125,16 @@ def _family(entries: Sequence[_Entry], options: Options, cores: list[int], progr
 def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
     work, engine = entry.work, entry.engine
     entry.known["note"] = engine.note
-    if engine.ours and work.is_layer:
-        entry.known |= native_layer.measure(work, options.isa, cores[0] if cores else None)
-        return
     source = _prepared(work, options)
     folder = options.out / "models" / source.name / engine.name
     envs = options.out / "envs"
     forced = engine.forced.get(options.isa, {})
-    if engine.ours:
+    if engine.ours and work.is_layer:
+        native_layer.prepare(work, np.load(source / "inputs.npz")["check"], folder)
+        python, module, artefact = Path(sys.executable), ["-m", WORKER], engine.adapter
+        opener, entry.known["note"] = f"{native_layer.__name__}:open_session", native_layer.NOTE
+        environ = environments.variables(python, envs) | forced
+    elif engine.ours:
         shutil.rmtree(folder, ignore_errors=True)
         works.export(work.name, engine.adapter, folder)
         python, module, artefact, opener = Path(sys.executable), ["-m", WORKER], engine.adapter, measure.DEFAULT_OPENER
@@ -156,7 +158,7 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
         raise
     note = None if opened["flush_to_zero"] else "flush-to-zero could not be set"
     entry.known |= {"runtime": opened["runtime"], "isa": opened["isa"] or "auto",
-                    "note": "; ".join(filter(None, (engine.note, note))) or None}  # fmt: skip
+                    "note": "; ".join(filter(None, (entry.known["note"], note))) or None}  # fmt: skip
 
 
 def _check(entry: _Entry, options: Options) -> None:

@@ -18,7 +18,7 @@ from irstd_edge.export.passes.graph import binary_nodes, constant, initializer, 
 from irstd_edge.export.passes.simplify import has_weights
 from irstd_edge.export.passes.specialize import Specialize
 from irstd_edge.export.targets.native import has_form, write_graph
-from irstd_edge.opspec import DOMAIN, PROGRAM, ProgramSpec
+from irstd_edge.opspec import DOMAIN, MAX_IMAGES, PROGRAM, ProgramSpec
 
 #: A float convolution of more multiply-accumulates stays outside, where it can: the runtimes are faster at it.
 LARGE_MACS = 50_000_000
@@ -112,9 +112,9 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 def _regions(graph: ir.Graph) -> Iterator[list[_Nodes]]:
     """Convex sets of nodes that hold a compressed one; each as a list: the preferred form first."""
     for whole in _convex(graph):
-        for trimmed in _connected(whole - _large_ends(whole)):
-            if any(map(is_binary, trimmed)):
-                yield [trimmed] if trimmed == whole else [trimmed, whole]
+        pieces = [p for p in _connected(whole - _large_ends(whole)) if any(map(is_binary, p))]
+        for piece in pieces:
+            yield [piece] if len(pieces) > 1 or piece == whole else [piece, whole]
 
 
 def _convex(graph: ir.Graph) -> list[_Nodes]:
@@ -126,7 +126,6 @@ def _convex(graph: ir.Graph) -> list[_Nodes]:
     for node in graph:
         supported = has_form(node)
         turns[node] = max((turns[p] + (turns[p] % 2 != supported) for p in _producers(node)), default=int(supported))
-        turns[node] += turns[node] % 2 != supported
     return [part for turn in sorted({t for t in turns.values() if t % 2})
             for part in _connected(frozenset(n for n, t in turns.items() if t == turn))]
 
@@ -205,7 +204,7 @@ def _part(graph: ir.Graph, nodes: _Nodes) -> Part | None:
                                 if v is not None and v not in inside and constant(v) is None))
     outputs = [v for n in ordered for v in n.outputs
                if v.is_graph_output() or any(user not in nodes for user, _ in v.uses())]
-    if len({tuple(v.shape)[2:] for v in inputs}) != 1:
+    if len({tuple(v.shape)[2:] for v in inputs}) != 1 or max(len(inputs), len(outputs)) > MAX_IMAGES:
         return None
     try:
         names = tuple(v.name for v in inputs), tuple(v.name for v in outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -9,6 +10,7 @@ import onnx_ir as ir
 from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.export.passes import lower_fixed_point
 from irstd_edge.export.passes.specialize import Specialize
+from irstd_edge.export.targets.fused import Part, fuse
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class TfliteFile:
 
 
 def to_tflite(model: ir.Model, input_size: tuple[int, int], other_size: tuple[int, int] | None = None,
-              size_multiple: int = 1) -> TfliteFile:
+              size_multiple: int = 1, parts: Sequence[Part] = ()) -> TfliteFile:
     """Write a compressed or lowered model for inputs ``[1, H, W, C]``; ``model`` is left as it is.
 
     Args:
@@ -33,15 +35,16 @@ def to_tflite(model: ir.Model, input_size: tuple[int, int], other_size: tuple[in
         other_size: another one: the sizes in the file that differ at it are named as such, for
             :func:`irstd_edge.runtimes.tflite.at_size`. Without it the file counts as fixed.
         size_multiple: of height and width of every image.
+        parts: of the model, for which Program operators stand; their layers are not among ``layer_bytes``.
 
     Raises :class:`~irstd_edge.errors.UnsupportedError` naming the first node that has no TFLite form, and
     :class:`~irstd_edge.errors.MissingError` where the writer's packages are not installed.
     """
-    graph, static = _write(model, input_size)
+    graph, static = _write(model, input_size, parts)
     reason = "written for one size"
     if other_size is not None:
         try:
-            other, _ = _write(model, other_size)
+            other, _ = _write(model, other_size, parts)
         except (UnsupportedError, ValueError) as e:
             reason = f"cannot be written for {other_size[0]}x{other_size[1]}: {e}"
         else:
@@ -50,15 +53,16 @@ def to_tflite(model: ir.Model, input_size: tuple[int, int], other_size: tuple[in
     return TfliteFile(data, {layer: sum(sizes.values()) for layer, sizes in graph.layer_tensors.items()}, reason)
 
 
-def _write(model: ir.Model, input_size: tuple[int, int]):
+def _write(model: ir.Model, input_size: tuple[int, int], parts: Sequence[Part]):
     """The graph under construction and the model specialised for it."""
     try:
         from irstd_edge.export.targets.tflite_graph import TfliteGraph
         from irstd_edge.export.targets.tflite_ops import write_node
     except ImportError as e:
         raise MissingError(f"the tflite target needs {e.name}; install it with: pip install irstd-edge[tflite]") from e
-    model = lower_fixed_point(model.clone())
+    model = model.clone()
     Specialize(input_size)(model)
+    model = lower_fixed_point(fuse(model, parts))
     graph = TfliteGraph()
     for value in model.graph.inputs:
         graph.tensor(value)

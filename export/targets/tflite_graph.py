@@ -19,6 +19,7 @@ _TYPES = {
     np.dtype(np.int32): tfl.TensorType.INT32,
     np.dtype(np.int64): tfl.TensorType.INT64,
     np.dtype(np.bool_): tfl.TensorType.BOOL,
+    np.dtype(np.uint8): tfl.TensorType.UINT8,
 }
 _IR_TYPES = {
     ir.DataType.FLOAT: tfl.TensorType.FLOAT32,
@@ -149,7 +150,7 @@ class TfliteGraph:
         ``option_type`` is the options table where its name is not the operator's, as ``Conv2DOptions``.
         """
         code = self._code(getattr(tfl.BuiltinOperator, name), None, version)
-        operator = self._operator(code, inputs, output)
+        operator = self._operator(code, inputs, [output])
         if option_type is not None:
             operator.builtinOptionsType = _OPTION_NAMES[option_type]
             operator.builtinOptions = getattr(tfl, option_type + "T")()
@@ -159,17 +160,16 @@ class TfliteGraph:
                 setattr(operator.builtinOptions, key, value)
         return output
 
-    def custom(self, name: str, inputs: Sequence[int], output: int, options: dict[str, int | float]) -> int:
+    def custom(self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: dict[str, int | float]) -> None:
         """Append a custom operator; its options are a flexbuffer map of scalars."""
-        operator = self._operator(self._code(tfl.BuiltinOperator.CUSTOM, name, 1), inputs, output)
+        operator = self._operator(self._code(tfl.BuiltinOperator.CUSTOM, name, 1), inputs, outputs)
         operator.customOptions = np.frombuffer(bytes(flex_map(options)), np.uint8)
         operator.customOptionsFormat = tfl.CustomOptionsFormat.FLEXBUFFERS
-        return output
 
-    def _operator(self, code: int, inputs: Sequence[int], output: int) -> tfl.OperatorT:
+    def _operator(self, code: int, inputs: Sequence[int], outputs: Sequence[int]) -> tfl.OperatorT:
         operator = tfl.OperatorT()
         operator.opcodeIndex = code
-        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         self.operators.append(operator)
         sizes = self.layer_tensors.setdefault(self._layer, {})
         sizes.update({i: self._sizes[i] for i in inputs if i in self._sizes})

@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as tfl
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.export.passes.graph import LAYER, attributes, constant, operand, spec_of
 from irstd_edge.export.targets.tflite_graph import NHWC_AXIS, TfliteGraph, nhwc_shape, shape_of
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN
+from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, PROGRAM, ProgramSpec
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -600,12 +600,19 @@ def _binary_conv(graph: TfliteGraph, node: ir.Node) -> None:
             inputs.append(graph.constant(constant(value)))
         else:
             inputs.append(graph.tensor(value))
-    graph.custom(BINARY_CONV2D.tflite_name, inputs, graph.tensor(node.outputs[0]), spec.attributes())
+    graph.custom(BINARY_CONV2D.tflite_name, inputs, [graph.tensor(node.outputs[0])], spec.attributes())
+
+
+def _program(graph: TfliteGraph, node: ir.Node) -> None:
+    spec = ProgramSpec.from_attributes(attributes(node))
+    inputs, outputs = ([graph.tensor(v) for v in values] for values in (node.inputs, node.outputs))
+    graph.custom(PROGRAM.tflite_name, inputs, outputs, spec.attributes())
 
 
 #: ONNX operator (``domain::name`` outside the default domain) -> writer.
 WRITERS: dict[str, Callable[[TfliteGraph, ir.Node], None]] = {
     f"{DOMAIN}::{BINARY_CONV2D.name}": _binary_conv,
+    f"{DOMAIN}::{PROGRAM.name}": _program,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _max_pool,

@@ -54,11 +54,18 @@ typedef struct {
     int32_t multiplier, offset, slope, shift_out;
 } irstd_finish;
 
+/* Scratch of one row of a binary convolution: sums, pointers of the taps, then whichever of the others it needs. */
+typedef struct {
+    int64_t stride;                                     /* elements of a plane of sums */
+    size_t sums, taps, padding, columns, planes, bytes; /* offsets */
+} irstd_row_layout;
+
 /* A binary convolution, prepared. Sums are in units of `unit`: acc = unit * sum. */
 typedef struct {
     irstd_bconv2d_attributes a;
     int ic_group, oc_group, unit, wide; /* wide: sums need int32 */
     const irstd_map *source;            /* the signs of x */
+    irstd_row_layout layout;
     const uint32_t *words; /* of the file: [OC, KH, KW, words] */
     int words_per_tap;
     const float *threshold, *scale, *bias, *shift_in, *slope, *shift_out;
@@ -158,7 +165,7 @@ struct irstd_kernels {
     int zero_element;            /* an element that adds nothing to any sum (exact zero padding), or -1 */
     size_t (*packed_bytes)(const irstd_bconv *c);
     void (*pack)(const irstd_bconv *c, void *packed);
-    /* One row of sums, int16 [OC rounded up to 16][stride]. taps[kh * KW + kw] is what output column 0 sees through
+    /* One row of sums, int16 [OC rounded up to 16, and to 8 behind a group][stride]. taps[kh * KW + kw] is what output column 0 sees through
      * that tap, plane 0; planes are plane_bytes apart. Rows outside class_rows[row_class] are left out. Behind the
      * taps is room for KH * KW * planes of a group pointers more. */
     void (*sums)(const irstd_bconv *c, const char **taps, size_t plane_bytes, int row_class, int64_t width,
@@ -205,7 +212,10 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error);
 /* run.c */
 size_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n);
 void irstd_run_strips(struct irstd_session *s);
-/* session.c */
+void irstd_run_node(struct irstd_session *s, int node);
+/* session.c. Denormal floats are zero on this thread, until the mode is set back to what flush returned. */
+uint64_t irstd_flush_denormals(void);
+void irstd_set_float_mode(uint64_t mode);
 irstd_status irstd_write_description(struct irstd_session *s, irstd_error *error);
 
 #endif

@@ -15,7 +15,7 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r) {
     const irstd_bconv2d_attributes *a = &c->a;
     const int fixed = a->fraction_bits >= 0, rprelu = a->activation == IRSTD_ACTIVATION_RPRELU;
     const float step = fixed ? (float)(1 << a->fraction_bits) : 1;
-    float v = (float)acc * (c->scale[oc] * step);
+    float v = (float)acc * c->scale[oc] * step; /* in this order: either product may overflow */
     if (fixed)
         v = saturated(saturated(rounded(v)) + rounded(c->bias[oc] * step));
     else
@@ -46,8 +46,8 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r) {
         if (stage != a->activation_first && a->activation == IRSTD_ACTIVATION_CLAMP) {
             float low = fixed ? saturated(rounded(a->clamp_min * step)) : a->clamp_min;
             float high = fixed ? saturated(rounded(a->clamp_max * step)) : a->clamp_max;
-            v = v > low ? v : low;
-            v = v < high ? v : high;
+            v = low > v ? low : v; /* a NaN stays one */
+            v = high < v ? high : v;
         }
     }
     return fixed ? v / step : v;
@@ -68,9 +68,9 @@ static irstd_status request_map(struct irstd_session *s, const irstd_node *n, ir
         if (map->pad_value != c->a.pad_value || map->groups != c->a.groups ||
             memcmp(map->threshold, c->threshold, (size_t)x->channels * sizeof(float)))
             continue;
-        map->stride += irstd_max(0, left - map->left); /* a larger margin suits the others as well */
+        int64_t rest = irstd_max(map->stride - map->left, stride - left); /* larger margins suit the others as well */
         map->left = irstd_max(map->left, left);
-        map->stride = irstd_max(map->stride, stride);
+        map->stride = map->left + rest;
         c->source = map;
         return IRSTD_OK;
     }
@@ -141,7 +141,7 @@ static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irs
     irstd_bconv *c = n->bconv;
     const irstd_bconv2d_attributes *a = &c->a;
     const irstd_tensor *x = n->inputs[0], *y = n->output;
-    c->class_rows = irstd_own(s, (size_t)(a->kernel_h * (a->kernel_h + 1)) * sizeof *c->class_rows);
+    c->class_rows = irstd_own(s, (size_t)((a->kernel_h + 1) * (a->kernel_h + 2) / 2) * sizeof *c->class_rows);
     if (!c->class_rows) return out_of_memory(error);
     for (int64_t row = 0; row < y->height; row++) {
         int rows[2], k = 0;
@@ -356,10 +356,11 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
             if (status) return status;
         }
     }
-    for (int k = 0; k < s->node_count; k++)
-        if (s->nodes[k].bconv) {
-            irstd_status status = prepare_bconv(s, &s->nodes[k], error);
-            if (status) return status;
-        }
+    for (int k = 0; k < s->node_count; k++) {
+        irstd_node *n = &s->nodes[k];
+        irstd_status status = n->bconv ? prepare_bconv(s, n, error) : IRSTD_OK;
+        if (status) return status;
+        if (!irstd_emits_map(s, n)) n->output->stored = 1; /* its signs are taken from its values */
+    }
     return IRSTD_OK;
 }

@@ -11,21 +11,15 @@
 
 /* ---- one row of a binary convolution ---- */
 
-/* Scratch of one row: sums, pointers of the taps, then whichever of the others the convolution needs. */
-typedef struct {
-    int64_t stride;                                            /* elements of a plane of sums */
-    size_t sums, taps, padding, columns, planes, bytes; /* offsets */
-} layout;
-
 static size_t up(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
-static layout layout_of(const struct irstd_session *s, const irstd_node *n) {
+static irstd_row_layout layout_of(const struct irstd_session *s, const irstd_node *n) {
     const irstd_bconv *c = n->bconv;
     const irstd_bconv2d_attributes *a = &c->a;
     const size_t element = (size_t)s->kernels->bit_bytes, taps = (size_t)a->kernel_h * (size_t)a->kernel_w;
-    layout l = {.stride = irstd_round_up(n->output->width, ROW_STEP)};
+    irstd_row_layout l = {.stride = irstd_round_up(n->output->width, ROW_STEP)};
     size_t stride = (size_t)l.stride, map_row = (size_t)c->source->planes * (size_t)c->source->stride * element;
-    l.taps = up((size_t)irstd_round_up(a->out_channels, 16) * stride * sizeof(int16_t));
+    l.taps = up((size_t)irstd_round_up(a->out_channels + (a->groups > 1 ? 7 : 0), 16) * stride * sizeof(int16_t));
     l.padding = l.taps + up(taps * (size_t)(1 + c->source->group_planes) * sizeof(char *));
     l.columns = l.padding + (a->pad_value ? up(map_row) : 0);
     l.planes = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
@@ -33,10 +27,13 @@ static layout layout_of(const struct irstd_session *s, const irstd_node *n) {
     return l;
 }
 
-size_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n) { return layout_of(s, n).bytes; }
+size_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n) {
+    n->bconv->layout = layout_of(s, n);
+    return n->bconv->layout.bytes;
+}
 
 /* What every tap sees, from output column 0 on; the distance of the planes. NULL: a row of exact zeros. */
-static size_t find_taps(const struct irstd_session *s, const irstd_node *n, int64_t row, const layout *l, char *scratch,
+static size_t find_taps(const struct irstd_session *s, const irstd_node *n, int64_t row, const irstd_row_layout *l, char *scratch,
                         const char **taps) {
     const irstd_bconv *c = n->bconv;
     const irstd_bconv2d_attributes *a = &c->a;
@@ -188,7 +185,7 @@ static void bconv_row(const struct irstd_session *s, const irstd_node *n, int64_
     const irstd_bconv *c = n->bconv;
     const irstd_tensor *y = n->output;
     const irstd_kernels *k = s->kernels;
-    const layout l = layout_of(s, n);
+    const irstd_row_layout l = c->layout;
     const char **taps = (const char **)(void *)(scratch + l.taps);
     int16_t *sums = (int16_t *)(void *)(scratch + l.sums);
     size_t plane_bytes = find_taps(s, n, row, &l, scratch, taps);
@@ -272,6 +269,7 @@ static uint64_t nanoseconds(void) {
 static void run_thread(void *argument, int index) {
     struct irstd_session *s = argument;
     char *scratch = s->arena + s->scratch_offset + (size_t)index * s->scratch_bytes;
+    const uint64_t mode = irstd_flush_denormals();
     for (int k = 0; k < s->step_count; k++) {
         const irstd_step *step = &s->steps[k];
         int64_t rows = step->last - step->first;
@@ -280,6 +278,12 @@ static void run_thread(void *argument, int index) {
         if (s->threads > 1) wait_for_all(s);
         if (begin) s->profile[step->node] += nanoseconds() - begin;
     }
+    irstd_set_float_mode(mode);
+}
+
+void irstd_run_node(struct irstd_session *s, int node) {
+    const irstd_step step = {node, 0, (int32_t)s->nodes[node].output->height};
+    run_rows(s, &step, 0, step.last, s->arena + s->scratch_offset);
 }
 
 void irstd_run_strips(struct irstd_session *s) {

@@ -37,6 +37,29 @@ void *irstd_own(struct irstd_session *s, size_t bytes) {
     return memory;
 }
 
+/* Denormals slow some CPUs a hundredfold. */
+uint64_t irstd_flush_denormals(void) {
+    uint64_t mode = 0;
+#if defined(__x86_64__) || defined(__i386__)
+    mode = _mm_getcsr();
+    irstd_set_float_mode(mode | 0x8040);
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    irstd_set_float_mode(mode | 1u << 24);
+#endif
+    return mode;
+}
+
+void irstd_set_float_mode(uint64_t mode) {
+#if defined(__x86_64__) || defined(__i386__)
+    _mm_setcsr((unsigned)mode);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" ::"r"(mode));
+#else
+    (void)mode;
+#endif
+}
+
 static const irstd_kernels *find_kernels(const char *isa) {
     for (int i = 0; i < irstd_kernel_set_count; i++)
         if (!strcmp(irstd_kernel_sets[i]->isa, isa)) return irstd_kernel_sets[i];
@@ -53,7 +76,9 @@ static irstd_status start(struct irstd_session *s, int64_t height, int64_t width
     s->height = height;
     s->width = width;
     irstd_status status = irstd_load(s, error);
+    const uint64_t mode = irstd_flush_denormals(); /* what is folded equals what is run */
     if (!status) status = irstd_prepare(s, error);
+    irstd_set_float_mode(mode);
     if (status) return status;
     s->threads = 1;
     if (threads > 1) {
@@ -127,21 +152,9 @@ irstd_status irstd_run(irstd_session *s, const float *const *inputs, float *cons
         if (!outputs[k]) return irstd_fail(&last_error, IRSTD_INVALID, "output %s must not be NULL", t->name);
         t->ring.base = (char *)outputs[k];
     }
-    /* Denormals slow some CPUs a hundredfold. */
-#if defined(__x86_64__) || defined(__i386__)
-    unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040);
+    const uint64_t mode = irstd_flush_denormals();
     irstd_run_strips(s);
-    _mm_setcsr(mode);
-#elif defined(__aarch64__)
-    uint64_t mode;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    __asm__ volatile("msr fpcr, %0" ::"r"(mode | 1u << 24));
-    irstd_run_strips(s);
-    __asm__ volatile("msr fpcr, %0" ::"r"(mode));
-#else
-    irstd_run_strips(s);
-#endif
+    irstd_set_float_mode(mode);
     return IRSTD_OK;
 }
 
@@ -154,7 +167,32 @@ irstd_status irstd_run_profiled(irstd_session *s, const float *const *inputs, fl
     return status;
 }
 
+irstd_status irstd_run_layer(irstd_session *s, const char *name) {
+    if (!s || !name) return irstd_fail(&last_error, IRSTD_INVALID, "session and name must not be NULL");
+    for (int k = 0; k < s->node_count; k++)
+        if (!strcmp(s->nodes[k].name, name)) {
+            if (s->nodes[k].output->external || s->nodes[k].inputs[0]->external)
+                return irstd_fail(&last_error, IRSTD_INVALID, "%s reads or writes the caller's buffers", name);
+            irstd_run_node(s, k);
+            return IRSTD_OK;
+        }
+    return irstd_fail(&last_error, IRSTD_INVALID, "there is no layer %.100s", name);
+}
+
 const char *irstd_describe(irstd_session *session) { return session ? session->description : NULL; }
+
+static void write_shape(const irstd_tensor *t, int64_t shape[3]) {
+    shape[0] = t->channels;
+    shape[1] = t->height;
+    shape[2] = t->width;
+}
+
+int irstd_input_count(const irstd_session *s) { return s->input_count; }
+int irstd_output_count(const irstd_session *s) { return s->output_count; }
+void irstd_input_shape(const irstd_session *s, int index, int64_t shape[3]) { write_shape(&s->tensors[index], shape); }
+void irstd_output_shape(const irstd_session *s, int index, int64_t shape[3]) {
+    write_shape(&s->tensors[s->outputs[index]], shape);
+}
 
 void irstd_close(irstd_session *s) {
     if (!s) return;

@@ -109,10 +109,19 @@ IRSTD_API irstd_status irstd_run(irstd_session *session, const float *const *inp
 IRSTD_API irstd_status irstd_run_profiled(irstd_session *session, const float *const *inputs, float *const *outputs,
                                           uint64_t *layer_nanoseconds);
 
+/* Computes all rows of one layer again, on one thread, from whatever its inputs hold after a run: to time it alone. */
+IRSTD_API irstd_status irstd_run_layer(irstd_session *session, const char *name);
+
 /* JSON text, owned by the session: isa, threads, height, width, strip_rows, file_bytes, arena_bytes,
  * arena_lower_bound_bytes, inputs[] and outputs[] (name, channels, height, width), layers[] (name, op, kernel,
  * channels, height, width, output_bytes, macs). */
 IRSTD_API const char *irstd_describe(irstd_session *session);
+
+/* How many inputs and outputs a session has, and the shape [channels, height, width] of one of them. */
+IRSTD_API int irstd_input_count(const irstd_session *session);
+IRSTD_API int irstd_output_count(const irstd_session *session);
+IRSTD_API void irstd_input_shape(const irstd_session *session, int index, int64_t shape[3]);
+IRSTD_API void irstd_output_shape(const irstd_session *session, int index, int64_t shape[3]);
 
 /* What the last failure on this thread was; "" if there was none. */
 IRSTD_API const char *irstd_last_error(void);

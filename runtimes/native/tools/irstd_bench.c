@@ -29,6 +29,7 @@ static const char usage[] =
     "  --warmup N         untimed runs, 10\n"
     "  --runs N           timed runs, at least; 100\n"
     "  --min-seconds S    timed runs, at least so long; 0\n"
+    "  --layer NAME       time this layer alone, on what a run left in its inputs; one thread\n"
     "  --markers          mark every timed run for the instruction counter\n"
     "  --json FILE        write the result there too\n";
 
@@ -66,7 +67,7 @@ static void flush_to_zero(void) {
 /* ---- options ---- */
 
 typedef struct {
-    const char *model, *output, *json, *inputs[MAX_FILES];
+    const char *model, *output, *json, *layer, *inputs[MAX_FILES];
     int input_count, markers;
     long height, width, threads, warmup, runs;
     double seconds;
@@ -107,6 +108,7 @@ static options parse(int count, char **arguments) {
         else if (!strcmp(name, "--runs")) o.runs = whole(name, value, 1);
         else if (!strcmp(name, "--output")) o.output = value;
         else if (!strcmp(name, "--json")) o.json = value;
+        else if (!strcmp(name, "--layer")) o.layer = value;
         else if (!strcmp(name, "--input")) {
             if (o.input_count == MAX_FILES) fail(USAGE, "at most %d inputs", MAX_FILES);
             o.inputs[o.input_count++] = value;
@@ -259,6 +261,12 @@ static void run(irstd_session *session, float **inputs, float **outputs) {
     if (irstd_run(session, (const float *const *)inputs, outputs)) fail(UNSUPPORTED, "%s", irstd_last_error());
 }
 
+/* One timed run: of the network, or of one layer. */
+static void run_timed(irstd_session *session, float **inputs, float **outputs, const char *layer) {
+    if (!layer) run(session, inputs, outputs);
+    else if (irstd_run_layer(session, layer)) fail(USAGE, "%s", irstd_last_error());
+}
+
 int main(int count, char **arguments) {
     options o = parse(count, arguments);
     flush_to_zero();
@@ -281,7 +289,8 @@ int main(int count, char **arguments) {
     }
     for (int k = 0; k < output_count; k++) outputs[k] = allocate(values_of(out[k]) * sizeof(float));
 
-    for (long k = 0; k < o.warmup; k++) run(session, inputs, outputs);
+    if (o.layer) run(session, inputs, outputs); /* fills what the layer reads */
+    for (long k = 0; k < o.warmup; k++) run_timed(session, inputs, outputs, o.layer);
     size_t done = 0, room = 1024;
     double *samples = malloc(room * sizeof *samples), start = now(), before = start;
     while (samples && (done < (size_t)o.runs || before - start < o.seconds)) {
@@ -289,7 +298,7 @@ int main(int count, char **arguments) {
         if (!samples) break;
         before = now();
         if (o.markers) IRSTD_MARK_START();
-        run(session, inputs, outputs);
+        run_timed(session, inputs, outputs, o.layer);
         if (o.markers) IRSTD_MARK_STOP();
         double after = now();
         samples[done++] = 1e3 * (after - before);

@@ -41,6 +41,7 @@ typedef enum OrtErrorCode {
 typedef enum ONNXTensorElementDataType {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED = 0,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 = 2,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 = 6,
 } ONNXTensorElementDataType;
 
@@ -74,6 +75,7 @@ typedef enum OrtMemType {
     X(87, OrtStatusPtr, KernelInfoGetAttribute_string, \
       (const OrtKernelInfo *info, const char *name, char *out, size_t *size)) \
     X(88, OrtStatusPtr, KernelContext_GetInputCount, (const OrtKernelContext *context, size_t *out)) \
+    X(89, OrtStatusPtr, KernelContext_GetOutputCount, (const OrtKernelContext *context, size_t *out)) \
     X(90, OrtStatusPtr, KernelContext_GetInput, (const OrtKernelContext *context, size_t index, const OrtValue **out)) \
     X(91, OrtStatusPtr, KernelContext_GetOutput, \
       (OrtKernelContext * context, size_t index, const int64_t *dims, size_t count, OrtValue **out)) \

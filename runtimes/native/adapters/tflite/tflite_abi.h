@@ -17,7 +17,7 @@ enum {
 };
 typedef unsigned tfl_status;
 
-enum { TFL_FLOAT32 = 1, TFL_INT32 = 2 };                          /* TfLiteType */
+enum { TFL_FLOAT32 = 1, TFL_INT32 = 2, TFL_UINT8 = 3 };           /* TfLiteType */
 enum { TFL_MEM_NONE = 0, TFL_MMAP_RO = 1, TFL_DYNAMIC = 4, TFL_PERSISTENT_RO = 5 }; /* TfLiteAllocationType */
 enum { TFL_OPTIONAL_TENSOR = -1, TFL_NULL_BUFFER_HANDLE = -1 };
 enum { TFL_DELEGATE_ALLOW_DYNAMIC_TENSORS = 1 };                  /* TfLiteDelegateFlags */

@@ -56,6 +56,11 @@ IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return _mm512_mulhrs_epi16(v
 IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return _mm512_mulhrs_epi16(v, k.slope); }
 
 IRSTD_INLINE V v_max(V a, V b) { return _mm512_max_epi16(a, b); }
+#define EDGES_IN_REGISTERS
+typedef __mmask32 LANE;
+IRSTD_INLINE LANE lane_of(int64_t lane) { return lane >= 0 && lane < VL ? 1u << lane : 0; }
+IRSTD_INLINE V v_add_at(V a, LANE lane, int16_t x) { return _mm512_mask_add_epi16(a, lane, a, _mm512_set1_epi16(x)); }
+
 typedef __m128i SHIFT;
 IRSTD_INLINE SHIFT shift_of(int count) { return _mm_cvtsi32_si128(count); }
 IRSTD_INLINE V v_shl(V a, SHIFT count) { return _mm512_sll_epi16(a, count); }

@@ -41,7 +41,8 @@ static void sum_words_4(const char *const *words, int64_t count, int64_t column,
 
 #define SUM_WORDS
 IRSTD_INLINE void sum_words(const char *const *words, int count, int64_t column, const weight_t *w, int16_t start,
-                            int16_t *sums, int64_t stride, const int tile) {
+                            int16_t *sums, int64_t stride, const void *edges, const int tile) {
+    (void)edges; /* added in memory */
     if (tile == 4) {
         sum_words_4(words, count, column, w, start, sums, stride);
         return;

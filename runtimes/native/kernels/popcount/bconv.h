@@ -44,10 +44,17 @@ static void pack(const irstd_bconv *c, void *packed) {
 }
 
 
+/* Padding of exact zeros is counted as -1: `lack` [edge][step] of `count` columns, from a tile's first channel on. */
+typedef struct {
+    int64_t count, step;
+    const int64_t *column;
+    const int16_t *lack;
+} edges;
+
 #ifndef SUM_WORDS
-/* sums[t][v] = start + the popcounts of `count` words, for `tile` channels by VECTORS vectors. */
+/* sums[t][v] = start + the popcounts of `count` words, for `tile` channels by VECTORS vectors; and what edges lack. */
 IRSTD_INLINE void sum_words(const char *const *words, int count, int64_t column, const weight_t *w, int16_t start,
-                            int16_t *sums, int64_t stride, const int tile) {
+                            int16_t *sums, int64_t stride, const edges *e, const int tile) {
     V acc[TILE][VECTORS];
     UNROLL
     for (int t = 0; t < tile; t++)
@@ -59,6 +66,21 @@ IRSTD_INLINE void sum_words(const char *const *words, int count, int64_t column,
             for (int u = 0; u < 3; u++, w += tile) v_step(acc, words[i + u] + (size_t)column * 2, w, tile);
     else
         for (int i = 0; i < count; i++, w += tile) v_step(acc, words[i] + (size_t)column * 2, w, tile);
+#ifdef EDGES_IN_REGISTERS
+    for (int64_t k = 0; k < e->count; k++) {
+        const int64_t lane = e->column[k] - column;
+        if (lane < 0 || lane >= VECTORS * VL) continue;
+        const int16_t *lack = e->lack + k * e->step;
+        const LANE low = lane_of(lane), high = lane_of(lane - VL);
+        UNROLL
+        for (int t = 0; t < tile; t++) {
+            acc[t][0] = v_add_at(acc[t][0], low, lack[t]);
+            acc[t][1] = v_add_at(acc[t][1], high, lack[t]);
+        }
+    }
+#else
+    (void)e;
+#endif
     UNROLL
     for (int t = 0; t < tile; t++)
         UNROLL
@@ -69,11 +91,11 @@ IRSTD_INLINE void sum_words(const char *const *words, int count, int64_t column,
 /* Rows of sums behind the last channel of a group are written too: the next group, or nobody, has them. */
 #define SUM_TILES(tile)                                                                                              \
     static void sum_tiles_##tile(const irstd_bconv *c, const char *const *words, int count, int64_t width,          \
-                                 int64_t stride, const weight_t *w, int16_t *sums) {                                \
+                                 int64_t stride, const weight_t *w, const edges *e, int16_t *sums) {                \
         const int total = count / group_planes(c) * c->ic_group;                                                    \
         const int16_t start = (int16_t)(c->unit == 2 ? -total / 2 : 0);                                             \
         for (int64_t column = 0; column < width; column += VECTORS * VL)                                            \
-            sum_words(words, count, column, w, start, sums + column, stride, tile);                                 \
+            sum_words(words, count, column, w, start, sums + column, stride, e, tile);                              \
     }
 
 #if TILE == 8
@@ -94,6 +116,8 @@ static void sums(const irstd_bconv *c, const char **taps, size_t plane_bytes, in
     const int planes = group_planes(c), kw_count = c->a.kernel_w, *rows = c->class_rows[row_class];
     const char **words = taps + c->a.kernel_h * kw_count;
     const weight_t *w = c->packed;
+    const int64_t padded = irstd_round_up(c->a.out_channels, 16);
+    const edges all = {c->edges, padded, c->edge_column, c->edge_sum + row_class * c->edges * padded};
     for (int g = 0; g < c->a.groups; g++) {
         int count = 0;
         for (int kh = rows[0]; kh < rows[1]; kh++)
@@ -104,24 +128,26 @@ static void sums(const irstd_bconv *c, const char **taps, size_t plane_bytes, in
             int left = c->oc_group - first, oc = g * c->oc_group + first;
             tile = tile_of(left);
             int16_t *here = to + oc * stride;
+            const edges e = {c->unit == 2 ? all.count : 0, padded, all.column, all.lack + oc};
             const weight_t *from = w + (size_t)(rows[0] * planes * kw_count * tile);
 #if TILE == 8
             if (tile == 8)
-                sum_tiles_8(c, words, count, width, stride, from, here);
+                sum_tiles_8(c, words, count, width, stride, from, &e, here);
             else
 #endif
             if (tile == 4)
-                sum_tiles_4(c, words, count, width, stride, from, here);
+                sum_tiles_4(c, words, count, width, stride, from, &e, here);
             else
-                sum_tiles_1(c, words, count, width, stride, from, here);
+                sum_tiles_1(c, words, count, width, stride, from, &e, here);
             w += (size_t)(c->a.kernel_h * kw_count * planes * tile);
         }
     }
     if (c->unit == 1) double_sums(c, (rows[1] - rows[0]) * kw_count * c->ic_group, width, stride, to);
-    /* Padding of exact zeros was counted as -1. */
-    const int16_t *lack = c->edge_sum + row_class * c->edges * irstd_round_up(c->a.out_channels, 16);
-    for (int64_t e = 0; e < c->edges; e++, lack += irstd_round_up(c->a.out_channels, 16)) {
-        int16_t *at = to + c->edge_column[e];
-        for (int oc = 0; oc < c->a.out_channels; oc++, at += stride) *at = (int16_t)(*at + lack[oc]);
+#if defined(EDGES_IN_REGISTERS)
+    if (c->unit == 2) return; /* else doubling came in between */
+#endif
+    for (int64_t k = 0; k < all.count; k++) {
+        int16_t *at = to + all.column[k];
+        for (int oc = 0; oc < c->a.out_channels; oc++, at += stride) *at = (int16_t)(*at + all.lack[k * all.step + oc]);
     }
 }

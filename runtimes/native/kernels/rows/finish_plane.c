@@ -33,9 +33,9 @@ void PASTE(irstd_finish_plane_, IRSTD_ROWS)(const irstd_bconv *c, int oc, const 
         for (int64_t j = 0; j < n && residual; j++) y[j] += residual[j];
         return;
     }
-    const float step = (float)(1 << a->fraction_bits), scale = c->scale[oc] * step, back = 1 / step;
+    const float step = (float)(1 << a->fraction_bits), scale = c->scale[oc], back = 1 / step;
     const float offset = floorf(bias * step + 0.5f), first = floorf(in * step + 0.5f), last = floorf(out * step + 0.5f);
-    for (int64_t j = 0; j < n; j++) y[j] = saturated(saturated(floorf((float)acc[j] * scale + 0.5f)) + offset);
+    for (int64_t j = 0; j < n; j++) y[j] = saturated(saturated(floorf((float)acc[j] * scale * step + 0.5f)) + offset);
     for (int64_t j = 0; j < n && rprelu; j++) {
         float t = saturated(y[j] - first), s = saturated(floorf(t * slope + 0.5f));
         y[j] = saturated((t < 0 ? s : t) + last);

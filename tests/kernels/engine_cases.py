@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import kernel_truth
 import numpy as np
 from hypothesis import strategies as st
@@ -214,3 +216,214 @@ class _Network:
 def binary_networks(draw) -> tuple[Program, list[np.ndarray]]:
     """One to three binary layers and the images to run them on."""
     return _Network(draw).build()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a tensor: its size, and where its values are exact in float32 their grid and largest size."""
+
+    height: int
+    width: int
+    fraction: int = 0
+    largest: float = 0.0
+    exact: bool = True
+
+    def grown(self, bits: int, largest: float, height=None, width=None, exact=True) -> _Known:
+        fraction = self.fraction + bits
+        fits = fraction + np.log2(max(largest, 1)) <= 21
+        return _Known(height or self.height, width or self.width, fraction, largest, self.exact and exact and fits)
+
+
+class _Graph:
+    """Draws nodes that read any tensors before them. int16 is given where the exact result is known."""
+
+    ELEMENTS = 60_000  # of a tensor, at most
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        height = draw(st.one_of(st.just(1), st.integers(1, 24)))
+        width = draw(st.one_of(st.just(1), st.integers(1, 20), st.integers(60, 70), st.integers(1, 140)))
+        self.builder = Builder(*draw(st.lists(st.integers(1, 8), min_size=1, max_size=3)))
+        self.known = [_Known(height, width, 4, 2.0) for _ in self.builder.tensors]
+        self.read: set[int] = set()
+        self.tolerance = 1e-5
+
+    def pick(self, fits=lambda number: True) -> int | None:
+        numbers = [n for n in range(len(self.known)) if fits(n)]
+        return numbers[-1 - self.draw(st.integers(0, len(numbers) - 1))] if numbers else None
+
+    def channels(self, number: int) -> int:
+        return self.builder.tensors[number].channels
+
+    def type(self, number: int) -> int:
+        return self.builder.tensors[number].fraction_bits
+
+    def grid(self, known: _Known) -> int:
+        return self.draw(st.sampled_from([-1, 8, 8, 4, 12])) if known.exact else -1
+
+    def put(self, known: _Known, inputs, add) -> None:
+        """The node that `add` makes for a grid."""
+        if known.height * known.width * 8 > self.ELEMENTS or min(known.height, known.width) < 1:
+            return
+        grid = self.grid(known)
+        number = add(grid)
+        self.read |= set(inputs)
+        if self.type(number) >= 0:
+            grid = self.type(number)
+            known = replace(known, fraction=min(known.fraction, grid), largest=min(known.largest, 2.0 ** (15 - grid)))
+        self.known.append(known)
+
+    def activation(self, known: _Known, kinds=(0, 0, 1, 2, 3, 4, 5)) -> tuple[_Known, dict]:
+        kind = self.draw(st.sampled_from(kinds))
+        if kind == 3:
+            return replace(known, largest=max(known.largest, 1.5)), {"activation": 3, "clamp_min": -0.75, "clamp_max": 1.5}
+        return known.grown(4 * (kind == 2), known.largest, exact=kind < 4), {"activation": kind}
+
+    def slope(self, attributes: dict, channels: int) -> dict:
+        return {"slope": dyadic(self.rng, channels, steps=16)} if attributes.get("activation") == 2 else {}
+
+    def convolution(self, transposed: bool) -> None:
+        draw, x = self.draw, self.pick()
+        channels, known = self.channels(x), self.known[x]
+        some, kernels = st.sampled_from([1, 1, 2, 3]), st.sampled_from([1, 1, 2, 3, 3, 5])
+        groups = draw(st.sampled_from([1, channels, *(d for d in range(1, channels + 1) if channels % d == 0)]))
+        out = groups * draw(st.integers(1, max(1, 12 // groups)))
+        a, sides, kernel = {}, [], (draw(kernels), draw(kernels))
+        for i, (axis, size, before, after) in enumerate((("h", known.height, "pad_top", "pad_bottom"),
+                                                         ("w", known.width, "pad_left", "pad_right"))):
+            a |= {f"stride_{axis}": draw(some), f"dilation_{axis}": draw(some), before: draw(st.integers(0, 3)),
+                  after: draw(st.integers(0, 3))}
+            stride, dilation, pads = a[f"stride_{axis}"], a[f"dilation_{axis}"], a[before] + a[after]
+            if transposed:
+                a[f"output_pad_{axis}"] = draw(st.integers(0, stride - 1))
+                sides.append((size - 1) * stride - pads + dilation * (kernel[i] - 1) + a[f"output_pad_{axis}"] + 1)
+            else:
+                sides.append(out_side(size, kernel[i], stride, dilation, pads))
+        taps = channels // groups * kernel[0] * kernel[1]
+        made, activation = self.activation(known.grown(3, known.largest * taps + 1, *(max(s, 0) for s in sides)))
+        if min(sides) < 1:
+            return
+        self.put(made, [x], lambda grid: self.builder.conv(
+            self.rng, x, out, kernel, grid, groups, "ConvTranspose2d" if transposed else "Conv2d", draw(st.booleans()),
+            8, **a, **activation))
+
+    def pool(self) -> None:
+        draw, x = self.draw, self.pick()
+        known, operator = self.known[x], draw(st.sampled_from(["AveragePool", "MaxPool"]))
+        kernel = [draw(st.sampled_from([2, 2, *range(1, min(size, 5) + 1)])) for size in (known.height, known.width)]
+        kernel = [min(k, s) for k, s in zip(kernel, (known.height, known.width), strict=True)]
+        stride = kernel if draw(st.booleans()) else [draw(st.integers(1, 3)) for _ in kernel]
+        count = kernel[0] * kernel[1] if operator == "AveragePool" else 1
+        sides = [out_side(s, k, step, 1, 0) for s, k, step in
+                 zip((known.height, known.width), kernel, stride, strict=True)]
+        made = known.grown(int(np.ceil(np.log2(count))), known.largest, *sides)
+        self.share(made, count, x, lambda grid: self.builder.add(
+            operator, x, self.channels(x), grid, kernel_h=kernel[0], kernel_w=kernel[1], stride_h=stride[0],
+            stride_w=stride[1]))
+
+    def share(self, known: _Known, count: int, x: int, add) -> None:
+        """A mean of `count` values: where that is no power of two it is exact only after it is rounded to a grid."""
+        before = len(self.known)
+        self.put(known, [x], add)
+        if len(self.known) > before and count & count - 1 and self.type(before) < 0:
+            self.known[before] = replace(self.known[before], exact=False)
+
+    def mean(self) -> None:
+        x = self.pick()
+        known = self.known[x]
+        count = known.height * known.width
+        self.share(known.grown(int(np.ceil(np.log2(count))), known.largest, 1, 1), count, x,
+                   lambda grid: self.builder.add("GlobalAveragePool", x, self.channels(x), grid))
+
+    def resize(self) -> None:
+        draw, x = self.draw, self.pick()
+        known, mode = self.known[x], draw(st.sampled_from([0, 1, 1, 2]))
+        scale = (2, 2) if draw(st.booleans()) else (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+        exact = mode == 0 or (mode == 1 and 3 not in scale)
+        if mode == 2:
+            self.tolerance = 1e-4  # places are products of a rounded scale
+        made = known.grown(6 * (mode == 1), known.largest, known.height * scale[0], known.width * scale[1], exact)
+        inputs = [x]
+        like = (made.height, made.width, self.channels(x))
+        other = self.pick(lambda n: (self.known[n].height, self.known[n].width, self.channels(n)) == like)
+        if other is not None and draw(st.booleans()):
+            inputs.append(other)
+            wider = max(made.fraction, self.known[other].fraction) - made.fraction
+            made = made.grown(wider, made.largest + self.known[other].largest, exact=self.known[other].exact)
+        self.put(made, inputs, lambda grid: self.builder.add("Resize", tuple(inputs), self.channels(x), grid,
+                                                             scale_h=scale[0], scale_w=scale[1], mode=mode))
+
+    def pair(self, product: bool) -> None:
+        a = self.pick()
+        x = self.known[a]
+        b = self.pick(lambda n: self.channels(n) == self.channels(a) and (
+            (self.known[n].height, self.known[n].width) in ((x.height, x.width), *[(1, 1)] * product)))
+        y = self.known[b]
+        if product:
+            made = x.grown(y.fraction, x.largest * y.largest, exact=y.exact)
+            self.put(made, [a, b], lambda grid: self.builder.add("Multiply", (a, b), self.channels(a), grid))
+            return
+        made = x.grown(max(x.fraction, y.fraction) - x.fraction, x.largest + y.largest, exact=y.exact)
+        made, activation = self.activation(made)
+        self.put(made, [a, b], lambda grid: self.builder.add("Add", (a, b), self.channels(a), grid,
+                                                             self.slope(activation, self.channels(a)), **activation))
+
+    def unary(self) -> None:
+        x = self.pick()
+        made, activation = self.activation(self.known[x])
+        self.put(made, [x], lambda grid: self.builder.add("Activation", x, self.channels(x), grid,
+                                                          self.slope(activation, self.channels(x)), **activation))
+
+    def fixed(self) -> None:
+        x = self.pick(lambda n: self.type(n) < 0 and self.known[n].exact)
+        if x is not None:
+            bits, width = self.draw(st.sampled_from([4, 8, 15])), self.draw(st.sampled_from([16, 16, 7]))
+            self.put(self.known[x], [x], lambda _: self.builder.fixed(x, bits, width))
+
+    def concat(self) -> None:
+        a = self.pick()
+        like = (self.known[a].height, self.known[a].width, self.type(a))
+        alike = [n for n in range(len(self.known)) if (self.known[n].height, self.known[n].width, self.type(n)) == like]
+        inputs = [a, *self.draw(st.lists(st.sampled_from(alike), max_size=4))]
+        total = sum(map(self.channels, inputs))
+        if total > 24:
+            return
+        made = max((self.known[n] for n in inputs), key=lambda k: k.fraction)
+        made = replace(made, largest=max(self.known[n].largest for n in inputs),
+                       exact=all(self.known[n].exact for n in inputs))
+        self.builder.add("Concat", tuple(inputs), total, like[2])
+        self.read |= set(inputs)
+        self.known.append(made)
+
+    def binary(self) -> None:
+        x = self.pick(lambda n: self.known[n].exact)
+        known = self.known[x]
+        r = x if self.draw(st.booleans()) else None
+        made = replace(known, fraction=8, largest=127.0)
+        out = self.draw(st.integers(1, 9)) if r is None else self.channels(x) * self.draw(st.integers(1, 2))
+        self.builder.binary(self.rng, x, out, r, **SAME)
+        self.read |= {x} if r is None else {x, r}
+        self.known.append(made)
+
+    def build(self) -> tuple[Program, list[np.ndarray], list[float]]:
+        kinds = {"conv": lambda: self.convolution(False), "transposed": lambda: self.convolution(True),
+                 "pool": self.pool, "mean": self.mean, "resize": self.resize, "add": lambda: self.pair(False),
+                 "multiply": lambda: self.pair(True), "unary": self.unary, "fixed": self.fixed, "concat": self.concat,
+                 "binary": self.binary}
+        for _ in range(self.draw(st.integers(1, 10))):
+            kinds[self.draw(st.sampled_from(list(kinds)))]()
+        if len(self.known) == self.builder.inputs:
+            self.unary()
+        made = range(self.builder.inputs, len(self.known))
+        outputs = [n for n in made if n not in self.read or self.draw(st.integers(0, 4)) == 0]
+        images = [dyadic(self.rng, self.channels(n), self.known[n].height, self.known[n].width, steps=16, largest=2)
+                  for n in range(self.builder.inputs)]
+        exact = [self.known[n].exact for n in outputs]
+        return self.builder.finish(*outputs), images, [0.0 if e else self.tolerance for e in exact]
+
+
+@st.composite
+def graphs(draw) -> tuple[Program, list[np.ndarray], list[float]]:
+    """A network of any operators, the images to run it on, and what each output may be off, of its largest value."""
+    return _Graph(draw).build()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_cases import SAME, Builder, binary_networks
+from engine_cases import SAME, Builder, binary_networks, graphs
 from engine_library import Engine, strip_rows
 from engine_truth import run_program
 from hypothesis import HealthCheck, given, settings
@@ -13,14 +13,24 @@ from kernel_truth import assert_same_bits
 
 from irstd_edge.program import write
 
-QUICK = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(QUICK, max_examples=4000)
+SOME_THREADS, SOME_STRIPS = st.sampled_from([1, 1, 2, 3]), st.sampled_from([None, 1, 3, 64])
 
 
 def available(library) -> list[str]:
     return [isa for isa, has in library.isas().items() if has]
 
 
-def check(library, isas, program, images, *, threads=1, strip=None, runs=1):
+def assert_close(y, truth, tolerance, context):
+    """Bit for bit where there is no tolerance, else within that part of the largest value."""
+    if tolerance is None:
+        assert_same_bits(y, truth, context)
+    else:
+        np.testing.assert_allclose(y, truth, rtol=0, atol=tolerance * max(1, np.abs(truth).max()), err_msg=context)
+
+
+def check(library, isas, program, images, tolerances=None, *, threads=1, strip=None, runs=1):
     expected, data = run_program(program, *images), write(program)
     for isa in isas:
         with library.forced(isa), strip_rows(strip):
@@ -28,12 +38,47 @@ def check(library, isas, program, images, *, threads=1, strip=None, runs=1):
         with engine:
             for _ in range(runs):
                 for i, (y, truth) in enumerate(zip(engine(*images), expected, strict=True)):
-                    assert_same_bits(y, truth, f"output {i} on {isa}, {engine.kernels}")
+                    assert_close(y, truth, tolerances[i] if tolerances else None, f"output {i} on {isa}, {engine.kernels}")
 
 
 @QUICK
-@given(case=binary_networks(), threads=st.sampled_from([1, 1, 2, 3]), strip=st.sampled_from([None, 1, 3, 64]))
+@given(case=binary_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
 def test_binary_networks(library, case, threads, strip):
+    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+
+
+@pytest.mark.slow
+@LONG
+@given(case=binary_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_many_binary_networks(library, case, threads, strip):
+    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+
+
+@settings(QUICK, max_examples=60)
+@given(case=binary_networks(), strip=SOME_STRIPS)
+def test_binary_networks_emulated(emulated_library, case, strip):
+    """The sources of AVX-512 and NEON on any x86 CPU."""
+    check(emulated_library, ["avx512", "neon"], *case, strip=strip)
+
+
+@pytest.mark.slow
+@settings(LONG, max_examples=1500)
+@given(case=binary_networks(), strip=SOME_STRIPS)
+def test_many_binary_networks_emulated(emulated_library, case, strip):
+    check(emulated_library, ["avx512", "neon"], *case, strip=strip)
+
+
+@QUICK
+@given(case=graphs(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_graphs(library, case, threads, strip):
+    """int16 results are exact; so are float32 ones of sums that are."""
+    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+
+
+@pytest.mark.slow
+@LONG
+@given(case=graphs(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_many_graphs(library, case, threads, strip):
     check(library, available(library), *case, threads=threads, strip=strip, runs=2)
 
 

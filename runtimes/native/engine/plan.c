@@ -162,6 +162,47 @@ static int add_step(schedule *p, int node, int64_t first, int64_t last) {
     return 1;
 }
 
+/* Raises the needs of inputs to what the needs of outputs ask for. */
+static void propagate(const struct irstd_session *s, int32_t *needed) {
+    for (int k = s->node_count - 1; k >= 0; k--) {
+        const irstd_node *n = &s->nodes[k];
+        if (needed[n->output - s->tensors] == INT32_MIN) continue; /* nobody reads it */
+        for (int j = 0; j < n->input_count; j++) {
+            int32_t *in = &needed[n->inputs[j] - s->tensors];
+            *in = (int32_t)irstd_max(*in, rows_needed(n, j, needed[n->output - s->tensors]));
+        }
+    }
+}
+
+/* For every strip, how many rows each tensor must have: [strip][tensor]. What is needed by leaps, as one row behind two
+ * pools needs four rows before them, is spread evenly over the strips up to the leap: rings then hold less. */
+static int32_t *find_needs(const struct irstd_session *s, int64_t strip, int64_t height, int strips) {
+    const int tensors = s->tensor_count;
+    int32_t *needs = malloc((size_t)strips * (size_t)tensors * sizeof *needs);
+    if (!needs) return NULL;
+    int64_t row = -height / strip * strip + strip;
+    for (int k = 0; k < strips; k++, row += strip) {
+        int32_t *needed = needs + (size_t)k * (size_t)tensors;
+        for (int t = 0; t < tensors; t++) needed[t] = INT32_MIN;
+        for (int o = 0; o < s->output_count; o++) {
+            int64_t own = s->tensors[s->outputs[o]].height; /* outputs of several heights advance together */
+            needed[s->outputs[o]] = (int32_t)irstd_min(own, -floor_divide(-row * own, height));
+        }
+        propagate(s, needed);
+    }
+    for (int t = 0; t < tensors; t++)
+        for (int from = 0, to; from < strips; from = to) {
+            const int32_t low = needs[(size_t)from * (size_t)tensors + (size_t)t];
+            for (to = from + 1; to < strips && needs[(size_t)to * (size_t)tensors + (size_t)t] == low;) to++;
+            if (to == strips || low == INT32_MIN) continue;
+            const int64_t leap = needs[(size_t)to * (size_t)tensors + (size_t)t] - low;
+            for (int k = from + 1; k < to; k++)
+                needs[(size_t)k * (size_t)tensors + (size_t)t] = (int32_t)(low + leap * (k - from) / (to - from));
+        }
+    for (int k = 0; k < strips; k++) propagate(s, needs + (size_t)k * (size_t)tensors);
+    return needs;
+}
+
 /* Simulates a run in strips of `strip` rows of the largest output. */
 static int simulate(const readers *r, int64_t strip, state *states, schedule *p) {
     const struct irstd_session *s = r->s;
@@ -174,26 +215,18 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
         if (k < s->input_count) states[k].produced = states[k].map_most = s->tensors[k].height;
     }
     for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
-    for (int64_t row = -height / strip * strip; row < height; row += strip) {
-        for (int k = 0; k < s->tensor_count; k++) states[k].needed = INT64_MIN;
-        for (int k = 0; k < s->output_count; k++) {
-            int64_t own = s->tensors[s->outputs[k]].height; /* outputs of several heights advance together */
-            states[s->outputs[k]].needed = irstd_min(own, -floor_divide(-(row + strip) * own, height));
-        }
-        for (int k = s->node_count - 1; k >= 0; k--) {
-            const irstd_node *n = &s->nodes[k];
-            if (states[n->output - s->tensors].needed == INT64_MIN) continue; /* nobody reads it */
-            for (int j = 0; j < n->input_count; j++) {
-                state *in = &states[n->inputs[j] - s->tensors];
-                in->needed = irstd_max(in->needed, rows_needed(n, j, states[n->output - s->tensors].needed));
-            }
-        }
+    const int strips = (int)(height / strip + (height + strip - 1) / strip);
+    int32_t *needs = find_needs(s, strip, height, strips);
+    if (!needs) return 0;
+    int ok = 1;
+    for (int number = 0; number < strips && ok; number++) {
+        for (int k = 0; k < s->tensor_count; k++) states[k].needed = needs[(size_t)number * (size_t)s->tensor_count + (size_t)k];
         for (int k = 0; k < s->node_count; k++) {
             const irstd_node *n = &s->nodes[k];
             irstd_tensor *t = n->output;
             state *out = &states[t - s->tensors];
             if (out->needed <= out->produced) continue;
-            if (!add_step(p, k, out->produced, out->needed)) return 0;
+            ok = ok && add_step(p, k, out->produced, out->needed);
             if (out->first_step < 0) out->first_step = p->count - 1;
             for (int j = 0; j < n->input_count; j++) states[n->inputs[j] - s->tensors].last_step = p->count - 1;
             out->last_step = p->count - 1;
@@ -206,7 +239,8 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             out->produced = out->needed;
         }
     }
-    return 1;
+    free(needs);
+    return ok;
 }
 
 static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }

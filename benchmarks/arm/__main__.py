@@ -15,7 +15,7 @@ from . import models, ours
 from .emulate import BUILD, HERE, MissingError
 from .peers import count_peer
 
-WORKS, ENGINES = (*ours.WORKS, *models.WORKS), (ours.ENGINE, *models.PEERS)
+WORKS, ENGINES = tuple(dict.fromkeys((*ours.WORKS, *models.WORKS))), (ours.ENGINE, *models.PEERS)
 CORES = tuple(name for name in rows.MACHINES if name != "host")
 
 
@@ -37,7 +37,7 @@ def main(works, engines, cores, write_budgets):
     found = {}
     for work in works:
         for engine in engines:
-            if (engine == ours.ENGINE) != (work in ours.WORKS):
+            if work not in (ours.WORKS if engine == ours.ENGINE else models.WORKS):
                 continue
             for core in cores:
                 start = time.monotonic()

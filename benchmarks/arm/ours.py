@@ -7,21 +7,25 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from irstd_edge.benchmarks.peers import works
+from irstd_edge.benchmarks.peers import native_layer, works
 
 from .emulate import BUILD, CORES, NATIVE, Count, compile_program, cross_build, emulate
 
 ENGINE = "irstd-native"
-WORKS = ("biisnet",)
+WORKS = ("biisnet", "unet", *(name for name, work in works.WORKS.items() if work.is_layer))
 
 
 @cache
 def model(work: str) -> Path:
     """The work's model.irstd, exported by the sources as they are now."""
-    folder = BUILD / "models" / work / ENGINE
+    folder = BUILD / "models" / work.replace(" ", "-") / ENGINE
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    works.export(work, "native", folder)
+    if works.WORKS[work].is_layer:
+        folder.mkdir()
+        (folder / "model.irstd").write_bytes(native_layer.layer_program(works.WORKS[work].shape[0]))
+    else:
+        works.export(work, "native", folder)
     return folder / "model.irstd"
 
 
@@ -35,7 +39,9 @@ def runner(preset: str) -> Path:
 
 def count_ours(work: str, core: str, isa: str | None = None, **counting) -> tuple[str, Count]:
     """The instruction set that was taken, best or ``isa``, and the count."""
-    command = [runner(CORES[core].preset), model(work), "--height", works.SIZE, "--width", works.SIZE, "--warmup", 1,
-               "--runs", 1, "--markers"]
+    _, height, width = works.WORKS[work].shape
+    layer = ["--layer", native_layer.TIMED] if works.WORKS[work].is_layer else []
+    command = [runner(CORES[core].preset), model(work), "--height", height, "--width", width, "--warmup", 1,
+               "--runs", 1, "--markers", *layer]
     count = emulate(core, command, env={"IRSTD_ISA": isa} if isa else {}, **counting)
     return json.loads(count.output)["isa"], count

@@ -42,7 +42,7 @@ class Engine:
 
 
 def _ours(kind: str, *works: str) -> Engine:
-    return Engine(f"irstd-{kind}", None, kind, "binary", ("biisnet", *works), {"avx2": {"IRSTD_ISA": "avx2"}})
+    return Engine(f"irstd-{kind}", None, kind, "binary", ("biisnet", "unet", *works), {"avx2": {"IRSTD_ISA": "avx2"}})
 
 
 def _peer(name: str, precision: str, note: str | None = None, **forced) -> Engine:

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from irstd_edge.models.biisnet import biisnet_float as make_biisnet_float
-from irstd_edge.nn.blocks import FloatUnit
+from irstd_edge.nn.binary import DotBinaryConv2d
+from irstd_edge.nn.blocks import ExactConv2d, FloatUnit, grid_of
 
 _SEED = 20261121
 #: Deviation and mean of the logits over a real frame.
 _LOGITS = 2.0, -2.0
+#: Largest result of a binary convolution, its scale included.
+_LARGEST = 48.0
 
 
 class ResidualBlock(nn.Module):
@@ -58,15 +61,48 @@ class ResidualUNet(nn.Module):
         return torch.sigmoid(self.head(x))
 
 
+class BinaryResidualUNet(nn.Module):
+    """:class:`ResidualUNet` with its inner 3x3 convolutions binarised: Dot-binary units instead of them.
+
+    Shortcuts match channels (repeated) instead of convolving; behind a concatenation the skip is the shortcut.
+    """
+
+    size_multiple = 8
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)):
+        super().__init__()
+        self.stem = ExactConv2d(1, widths[0], 3, padding=1)
+        pairs = list(zip((widths[0], *widths), widths, strict=False))
+        self.encoder = nn.ModuleList(nn.ModuleList([DotBinaryConv2d(i, o), DotBinaryConv2d(o, o)]) for i, o in pairs)
+        self.decoder = nn.ModuleList(
+            nn.ModuleList([DotBinaryConv2d(i + o, i), DotBinaryConv2d(i, i)]) for i, o in reversed(pairs[1:]))  # fmt: skip
+        self.grid = grid_of(self.encoder[0][0])
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, skips = self.stem(x), []
+        for level, (first, second) in enumerate(self.encoder):
+            x = second(first(F.max_pool2d(x, 2) if level else x))
+            skips.append(x)
+        for (first, second), skip in zip(self.decoder, skips[-2::-1], strict=True):
+            x = self.grid(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+            x = second(first(torch.cat([x, skip], dim=1), skip))
+        return torch.sigmoid(self.head(x))
+
+
 @torch.no_grad()
 def _settled(network: nn.Module) -> nn.Module:
     """In evaluation, its BN statistics and its head fitted to a frame-like input."""
     x = F.avg_pool2d(torch.randn(1, 1, 260, 260), 5, stride=1)[..., :256, :256] * 5
     for module in network.modules():
-        if isinstance(module, FloatUnit):
+        if isinstance(module, FloatUnit | DotBinaryConv2d):
             module.norm.momentum = None
     network.train()(x)
     network.eval()
+    for module in network.modules():
+        if isinstance(module, DotBinaryConv2d):  # random weights give a few channels scales that training does not
+            scale = module.conv.alpha() * module.norm.weight / torch.sqrt(module.norm.running_var + module.norm.eps)
+            module.norm.weight.mul_((_LARGEST / module.conv.spec.macs_per_output / scale).clamp(max=1))
     logits = torch.logit(network(x).double().clamp(1e-12, 1 - 1e-12))
     std, mean = _LOGITS
     gain = float(std / logits.std())
@@ -89,6 +125,11 @@ def biisnet_float() -> nn.Module:
 def unet() -> nn.Module:
     """:class:`ResidualUNet`."""
     return _seeded(lambda: _settled(ResidualUNet()))
+
+
+def binary_unet() -> nn.Module:
+    """:class:`BinaryResidualUNet`."""
+    return _seeded(lambda: _settled(BinaryResidualUNet()))
 
 
 def convolution(channels: int) -> nn.Module:

@@ -137,6 +137,9 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
     elif engine.ours:
         shutil.rmtree(folder, ignore_errors=True)
         works.export(work.name, engine.adapter, folder)
+        if work.name in works.BINARISED:
+            reference = works.binarised_reference(work, np.load(source / "inputs.npz")["check"])
+            np.save(folder / "reference.npy", reference)
         python, module, artefact, opener = Path(sys.executable), ["-m", WORKER], engine.adapter, measure.DEFAULT_OPENER
         environ = environments.variables(python, envs) | forced
     else:

@@ -57,6 +57,10 @@ WORKS: dict[str, Work] = {
 }
 
 
+#: What ours run of a float work: its binarised form, as ``module:factory``.
+BINARISED = {"unet": "irstd_edge.benchmarks.peers.models:binary_unet"}
+
+
 def network(work: Work):
     """The work in PyTorch, in evaluation."""
     if work.factory is None:
@@ -96,13 +100,29 @@ def prepare(work: Work, folder: Path, frames: Path) -> None:
 
 
 def export(network_name: str, target: str, out: Path, *, own: bool = False) -> None:
-    """``irstd-edge export`` in a process of its own. Raises :class:`WorkError`."""
+    """``irstd-edge export`` in a process of its own; of :data:`BINARISED`, that form. Raises :class:`WorkError`."""
+    own = own or network_name in BINARISED
+    network_name = BINARISED.get(network_name, network_name)
     name = ["--model", network_name, "--mean", "101", "--std", "35"] if own else [network_name]
     command = [sys.executable, "-c", "import sys; from irstd_edge.cli import main; sys.exit(main())",
                "export", *name, "--to", target, "--out", str(out), "--input-size", str(SIZE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WorkError(last_line(done.stderr) or f"irstd-edge export ended with {done.returncode}")
+
+
+def binarised_reference(work: Work, check: np.ndarray) -> np.ndarray:
+    """PyTorch's output of the binarised form for ``check [N, C, H, W]``."""
+    import importlib
+
+    import torch
+
+    from irstd_edge.nn.inference import freeze
+
+    module, factory = BINARISED[work.name].split(":")
+    with torch.no_grad():
+        frozen = freeze(getattr(importlib.import_module(module), factory)())
+        return torch.cat([frozen(image[None]) for image in torch.from_numpy(check)]).numpy()
 
 
 def last_line(text: str) -> str:

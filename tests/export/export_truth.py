@@ -1,5 +1,8 @@
 """Truth for the export tests that shares no code with the exporter, and a builder of small graphs."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,6 +12,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from irstd_edge.export.schema import register_schemas
+from irstd_edge.program import read
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtimes"))
+from program_truth import run_program
 
 register_schemas()
 
@@ -96,10 +103,18 @@ class FixedPoint(OpRun):
         return (fixed_point(x, fraction_bits, bits),)
 
 
+class Program(OpRun):
+    op_domain = "irstd"
+
+    def _run(self, program, *images, version, height, width):
+        results = [run_program(read(program.tobytes()), *image) for image in zip(*images, strict=True)]
+        return tuple(np.stack(y) for y in zip(*results, strict=True))
+
+
 def evaluate(model, x):
     """Run an onnx-ir model by the reference evaluator."""
     proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
-    return ReferenceEvaluator(proto, new_ops=[BinaryConv2d, FixedPoint]).run(None, {proto.graph.input[0].name: x})[0]
+    return ReferenceEvaluator(proto, new_ops=[BinaryConv2d, FixedPoint, Program]).run(None, {proto.graph.input[0].name: x})[0]
 
 
 def run_ort(model, x):

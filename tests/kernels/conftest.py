@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does n
 from kernel_build import build
 from kernel_library import Library
 
-ISAS = ["ref", "avx2", "avx512", "avx512-emulated"]
+ISAS = ["ref", "avx2", "avx512", "avx512-emulated", "neon", "neon-emulated"]
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +26,14 @@ def library() -> Library:
 @pytest.fixture(scope="session")
 def emulated_library() -> Library:
     if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("AVX-512 is not of this architecture")
+        pytest.skip("what is emulated runs on x86")
     if not any((Path(p) / "simde/x86/avx512.h").exists() for p in ("/usr/include", "/usr/local/include")):
-        pytest.skip("SIMDe is not installed (Debian: libsimde-dev), so AVX-512 cannot be emulated")
+        pytest.skip("SIMDe is not installed (Debian: libsimde-dev), so AVX-512 and NEON cannot be emulated")
     return Library(build("kernel-tests-simde", "-DIRSTD_SIMDE=ON") / "libirstd.so")
 
 
 def core_for(isa: str, request) -> Library:
-    if isa == "avx512-emulated":
+    if isa.endswith("-emulated"):
         return request.getfixturevalue("emulated_library")
     library = request.getfixturevalue("library")
     if not library.isas().get(isa):

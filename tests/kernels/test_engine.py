@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from engine_cases import SAME, Builder, binary_networks, graphs
@@ -9,11 +11,12 @@ from engine_library import Engine, strip_rows
 from engine_truth import run_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_library import UNSUPPORTED, KernelError
 from kernel_truth import assert_same_bits
 
 from irstd_edge.program import write
 
-QUICK = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=4000)
 SOME_THREADS, SOME_STRIPS = st.sampled_from([1, 1, 2, 3]), st.sampled_from([None, 1, 3, 64])
 
@@ -166,3 +169,147 @@ class TestOnce:
                 for y in signs:
                     assert (y == np.where(x < 0, -1, 1)).all(), isa
                 assert (kept == 1).all() and (square == np.where(np.abs(x) == 1, 1, 0)).all(), isa
+
+
+# The paths that kernels take -------------------------------------------------------------------------------------------
+
+
+def binary_case(name: str):
+    """A network whose binary layers are to be computed in one form, and the images."""
+    rng = np.random.default_rng(11)
+    b = Builder(20)
+    x = b.fixed(0, 8)
+    if name.startswith("int16"):
+        out, residual = {"int16": (20, None), "int16 plain": (20, None), "int16 residual": (20, x),
+                         "int16 repeated": (40, x), "int16 averaged": (10, x), "int16 odd": (33, None)}[name]
+        y = b.binary(rng, x, out, residual, activation=int(name != "int16 plain"), **SAME)
+        if name == "int16 odd":
+            y = b.binary(rng, y, 7, kernel=(5, 3), stride_w=2, dilation_h=2, pad_top=4, pad_bottom=4, pad_value=1)
+        return b.finish(y), [image(20, 9, 75)]
+    signs = {"signs": {"activation": 1}, "signs of floats": {"grid": -1, "activation": 1},
+             "signs of a clamp": {"activation": 2, "clamp_min": -0.3, "clamp_max": 0.4}}[name]
+    y = b.binary(rng, b.binary(rng, x, 33, **SAME, **signs), 18, **SAME, **signs)
+    return b.finish(b.binary(rng, y, 5, grid=-1, activation=2, **SAME)), [image(20, 9, 75)]
+
+
+FORMS = {"int16": ["int16"], "int16 plain": ["int16"], "int16 residual": ["int16"], "int16 repeated": ["int16"],
+         "int16 averaged": ["int16"], "int16 odd": ["signs", "int16"], "signs": ["signs", "signs", "float"],
+         "signs of floats": ["signs", "signs", "float"], "signs of a clamp": ["signs", "signs", "float"]}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_kernels_that_are_reached(core, name):
+    """Not the fallback: so that the tests above hold the fast kernels to the truth."""
+    program, images = binary_case(name)
+    isa = core.isa()
+    check(core, [isa], program, images, runs=3)
+    with Engine(core, write(program), *images[0].shape[1:]) as engine:
+        kernels = [k for k in engine.kernels if k.startswith("bconv2d")]
+    forms = [k.removesuffix(f"__{isa}").split("_")[-1] for k in kernels]
+    assert forms == (["popcount"] * len(kernels) if isa == "ref" else FORMS[name])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_saturation(core, threads):
+    """Sums, offsets, slopes and residuals at both ends of int16, in the int16 kernels and out of them."""
+    rng = np.random.default_rng(3)
+    b = Builder(9)
+    x = b.fixed(0, 8)
+    ends = np.float32([32767, -32768, 30000, -30000, 1, -1, 127, 0]) / 256
+    plain = {"scale": np.full(8, 1 / 256, np.float32)}
+    outs = [b.binary(rng, x, 8, r, activation=1, constants=plain | {
+        "bias": ends * share, "activation_parameters": np.float32([ends[::-1] / 2, [0.5] * 8, ends])}, **SAME)
+        for share in (0.5, 1) for r in (None, b.conv(rng, x, 8, grid=8, steps=1, **SAME))]
+    x = image(9, 6, 70, scale=300)
+    check(core, [core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
+
+
+def test_five_ways_to_binarise_are_too_many(library):
+    rng = np.random.default_rng(1)
+    b = Builder(3)
+    program = b.finish(*(b.binary(rng, 0, 4, **SAME) for _ in range(5)))
+    with pytest.raises(KernelError, match="BinaryConv2d_4: its input x0 is binarised in more than 4 different ways") as e:
+        Engine(library, write(program), 8, 8)
+    assert e.value.status == UNSUPPORTED
+
+
+# The same bits however it is run ---------------------------------------------------------------------------------------
+
+
+def detector():
+    """A small network of every kind of operator: a U, channel attention, two outputs of two sizes."""
+    rng = np.random.default_rng(2)
+    b = Builder(1, 1)
+    x = b.conv(rng, b.add("Concat", (0, 1), 2), 12, grid=8, steps=16, **SAME)
+    down = b.binary(rng, b.add("AveragePool", x, 12, 8, kernel_h=2, kernel_w=2, stride_h=2, stride_w=2), 24, **SAME)
+    deep = b.binary(rng, b.binary(rng, down, 24, **SAME), 24, down, pad_value=0, **SAME)
+    gate = b.conv(rng, b.add("GlobalAveragePool", deep, 24), 24, (1, 1), activation=4)
+    deep = b.add("Multiply", (deep, gate), 24)
+    up = b.add("Resize", (b.binary(rng, deep, 12, kernel=(1, 1)), x), 12, 8, scale_h=2, scale_w=2, mode=1)
+    head = b.conv(rng, up, 1, (1, 1), activation=4)
+    small = b.add("MaxPool", head, 1, kernel_h=3, kernel_w=3, stride_h=3, stride_w=3)
+    return b.finish(head, small, b.conv(rng, small, 2, (4, 4), operator="ConvTranspose2d", stride_h=2, stride_w=2))
+
+
+def run_once(library, isa, data, images, threads=1, strip=None):
+    with library.forced(isa), strip_rows(strip):
+        engine = Engine(library, data, *images[0].shape[1:], threads)
+    with engine:
+        first = engine(*images)
+        for _ in range(2):
+            for a, b in zip(engine(*images), first, strict=True):
+                assert_same_bits(a, b, "repeated")
+        return first
+
+
+@pytest.mark.parametrize("size", [(50, 70), (64, 64), (6, 142)])
+def test_the_same_bits(library, size):
+    program = detector()
+    data, images = write(program), [image(1, *size, seed=s) for s in (1, 2)]
+    truth = run_program(program, *images)
+    for isa in available(library):
+        expected = run_once(library, isa, data, images)
+        for y, t in zip(expected, truth, strict=True):
+            # A gate that differs by an ulp may turn a sign over: the two agree nearly everywhere.
+            assert (np.abs(y - t) > 1e-5).mean() < 0.02
+        for threads, strip in [(1, 1), (1, 3), (1, 64), (2, None), (3, None), (3, 1), (2, 3)]:
+            for a, b in zip(run_once(library, isa, data, images, threads, strip), expected, strict=True):
+                assert_same_bits(a, b, f"{isa}, {threads} threads, strip {strip}")
+
+
+def test_two_sessions_in_two_threads(library):
+    data = write(detector())
+    images = [[image(1, 40, 70, seed=s), image(1, 40, 70, seed=s + 1)] for s in (3, 7)]
+    expected = [run_once(library, None, data, pair) for pair in images]
+    failures = []
+
+    def work(pair, truth):
+        try:
+            with Engine(library, data, 40, 70, 2) as engine:
+                for _ in range(20):
+                    for a, b in zip(engine(*pair), truth, strict=True):
+                        assert_same_bits(a, b)
+        except AssertionError as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=job) for job in zip(images, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+
+
+@pytest.mark.parametrize("bits", [-1, 8])
+def test_fixed_point_of_nan_and_ends(library, bits):
+    """NaN gives the lowest value, halves go up, both ends saturate; in vectors and behind them."""
+    b = Builder(1)
+    values = np.float32([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5 / 16, -0.5 / 16, 1.5 / 16, 127.9, -0.0, 0.4999 / 16])
+    x = np.resize(values, (1, 3, 77))
+    y = b.fixed(0, 4, 16) if bits < 0 else b.fixed(0, 4, bits)
+    program = b.finish(y)
+    low, high = (-2048.0, 32767 / 16) if bits < 0 else (-8.0, 127 / 16)
+    with Engine(library, write(program), 3, 77) as engine:
+        got = engine(x)[0][0, 0, :11]
+    assert got.tolist() == [low, high, low, high, low, 1 / 16, 0, 2 / 16, min(high, 127.875), 0, 0]
+    check(library, available(library), program, [x])

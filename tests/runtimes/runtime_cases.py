@@ -200,7 +200,8 @@ def load_onnx(model: bytes) -> onnx.ModelProto:
 
 # ---- TFLite ----
 
-FLOAT32, INT32 = 0, 2  # of the schema's TensorType
+#: Of the schema's TensorType.
+TENSOR_TYPES = {np.dtype(np.float32): 0, np.dtype(np.int32): 2, np.dtype(np.uint8): 3}
 
 
 class TfliteBuilder:
@@ -217,7 +218,7 @@ class TfliteBuilder:
         t = self.schema.TensorT()
         t.name, t.shape = name, [int(n) for n in shape]
         t.shapeSignature = signature
-        t.type = FLOAT32 if data is None or data.dtype == np.float32 else INT32
+        t.type = TENSOR_TYPES[np.dtype(np.float32) if data is None else data.dtype]
         t.buffer = 0
         if data is not None:
             buffer = self.schema.BufferT()

@@ -24,8 +24,9 @@ STRUCTS = {
 }
 CONSTANTS = {
     "TFL_OK": "kTfLiteOk", "TFL_ERROR": "kTfLiteError", "TFL_DELEGATE_ERROR": "kTfLiteDelegateError",
-    "TFL_FLOAT32": "kTfLiteFloat32", "TFL_INT32": "kTfLiteInt32", "TFL_MEM_NONE": "kTfLiteMemNone",
-    "TFL_MMAP_RO": "kTfLiteMmapRo", "TFL_DYNAMIC": "kTfLiteDynamic", "TFL_PERSISTENT_RO": "kTfLitePersistentRo",
+    "TFL_FLOAT32": "kTfLiteFloat32", "TFL_INT32": "kTfLiteInt32", "TFL_UINT8": "kTfLiteUInt8",
+    "TFL_MEM_NONE": "kTfLiteMemNone", "TFL_MMAP_RO": "kTfLiteMmapRo", "TFL_DYNAMIC": "kTfLiteDynamic",
+    "TFL_PERSISTENT_RO": "kTfLitePersistentRo",
     "TFL_OPTIONAL_TENSOR": "kTfLiteOptionalTensor", "TFL_NULL_BUFFER_HANDLE": "kTfLiteNullBufferHandle",
     "TFL_DELEGATE_ALLOW_DYNAMIC_TENSORS": "kTfLiteDelegateFlagsAllowDynamicTensors",
 }

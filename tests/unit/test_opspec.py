@@ -1,6 +1,15 @@
 import pytest
 
-from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, FIXED_POINT, BinaryConv2dSpec, FixedPointSpec, OpSpecError
+from irstd_edge.opspec import (
+    BINARY_CONV2D_ATTRIBUTES,
+    FIXED_POINT,
+    OPERATORS,
+    PROGRAM,
+    BinaryConv2dSpec,
+    FixedPointSpec,
+    OpSpecError,
+    ProgramSpec,
+)
 
 BASE = {"in_channels": 8, "out_channels": 16, "kernel_h": 3, "kernel_w": 3, "pad_value": 0}
 MANDATORY = {"version": 1, "bit_order": 1, **BASE}
@@ -59,6 +68,20 @@ def test_fixed_point():
         for value in _bad_values(attribute):
             with pytest.raises(OpSpecError, match=attribute.name):
                 FixedPointSpec(**{"fraction_bits": 7, "bits": 11, attribute.name: value})
+
+
+def test_program():
+    spec = ProgramSpec.from_attributes({"version": 1, "height": 64, "width": 96})
+    assert spec.attributes() == {"version": 1, "height": 64, "width": 96}
+    for attribute in PROGRAM.attributes:
+        for value in _bad_values(attribute):
+            with pytest.raises(OpSpecError, match=attribute.name):
+                ProgramSpec(**{"height": 64, "width": 96, attribute.name: value})
+
+
+def test_a_variadic_input_is_the_last():
+    assert [o.name for o in PROGRAM.inputs if o.variadic] == ["x"]
+    assert not any(o.variadic for operator in OPERATORS.values() for o in operator.inputs[:-1])
 
 
 def test_sizes():

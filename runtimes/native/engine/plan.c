@@ -308,10 +308,10 @@ static size_t l2_bytes(void) {
 /* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
  * and what does not fit the second-level cache is written and read once more. */
 static double cost(const struct irstd_session *s, const schedule *p, size_t l2, size_t bytes_moved) {
-    double per_step = s->threads > 1 ? 400 : 60;
+    double per_step = s->threads > 1 ? 800 : 40;
     double working_set = (double)(p->arena + (size_t)s->threads * s->scratch_bytes), cache = 0.8 * (double)l2 * s->threads;
     double missing = working_set > cache ? (working_set - cache) / working_set : 0;
-    return per_step * p->count + missing * (double)bytes_moved / 20.0;
+    return per_step * p->count + missing * (double)bytes_moved / 60.0;
 }
 
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {

@@ -456,6 +456,28 @@ static void average_pool2(const int16_t *top, const int16_t *bottom, int64_t wid
 #endif
 }
 
+/* Whole steps of a plane are written. */
+static void max_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
+#if defined(__AVX512BW__)
+    for (int64_t j = 0; j < width; j += 16) { /* the larger of each pair, in the low half */
+        __m512i v = _mm512_max_epi16(_mm512_loadu_si512(top + 2 * j), _mm512_loadu_si512(bottom + 2 * j));
+        v = _mm512_max_epi16(v, _mm512_srli_epi32(v, 16));
+        _mm256_storeu_si256((__m256i *)(void *)(y + j), _mm512_cvtepi32_epi16(v));
+    }
+#elif defined(__ARM_NEON)
+    for (int64_t j = 0; j < width; j += 4) {
+        int16x8_t v = vmaxq_s16(vld1q_s16(top + 2 * j), vld1q_s16(bottom + 2 * j));
+        vst1_s16(y + j, vpmax_s16(vget_low_s16(v), vget_high_s16(v)));
+    }
+#else
+    for (int64_t j = 0; j < width; j++) {
+        int16_t a = top[2 * j] > top[2 * j + 1] ? top[2 * j] : top[2 * j + 1];
+        int16_t b = bottom[2 * j] > bottom[2 * j + 1] ? bottom[2 * j] : bottom[2 * j + 1];
+        y[j] = a > b ? a : b;
+    }
+#endif
+}
+
 static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
     const irstd_tensor *x = n->inputs[0], *y = n->output;
     const int kh = n->i[0], kw = n->i[1], sh = n->i[2], sw = n->i[3], average = n->op == IRSTD_OP_AVERAGE_POOL;
@@ -463,8 +485,8 @@ static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
     float *in = (float *)(void *)scratch, *out = in + padded(x->width);
     const float share = 1.0f / (float)(kh * kw);
     for (int c = 0; c < y->channels; c++) {
-        if (average && kh == 2 && kw == 2 && sh == 2 && sw == 2 && alike(x, y)) {
-            average_pool2((const int16_t *)irstd_tensor_row(x, 2 * row) + c * x->stride,
+        if (kh == 2 && kw == 2 && sh == 2 && sw == 2 && alike(x, y)) {
+            (average ? average_pool2 : max_pool2)((const int16_t *)irstd_tensor_row(x, 2 * row) + c * x->stride,
                           (const int16_t *)irstd_tensor_row(x, 2 * row + 1) + c * x->stride, y->width,
                           (int16_t *)(void *)result + c * y->stride);
             continue;

@@ -53,6 +53,8 @@ figures: $(VENV)/.ready
 
 # Engines that cannot be installed or run are told in the result.
 peers: $(VENV)/.ready
+	-$(BIN)/cmake -S runtimes/native -B build/native
+	-$(BIN)/cmake --build build/native --target peaks
 	$(BIN)/python -m irstd_edge.benchmarks.peers $(PEERS)
 
 arm: $(VENV)/.ready

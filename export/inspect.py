@@ -8,7 +8,8 @@ from pathlib import Path
 from irstd_edge import program
 from irstd_edge.bundle import Bundle, BundleError
 from irstd_edge.errors import MissingError, UnsupportedError
-from irstd_edge.opspec import BINARY_CONV2D
+from irstd_edge.opspec import BINARY_CONV2D, PROGRAM
+from irstd_edge.program_sizes import node_macs
 
 BINARY, FLOAT = "W1A1", "float32"
 _KINDS = {".irstd": "native", ".onnx": "onnx", ".tflite": "tflite"}
@@ -109,9 +110,20 @@ def _precision(operator: str) -> str:
     return FLOAT if operator in weights else ""
 
 
+def _inside(data: bytes, size: tuple[int, int] | None) -> list[Layer]:
+    """The layers of a Program, whose images are of ``size`` where that is known."""
+    found = program.read(data)
+    macs = [None] * len(found.nodes) if size is None else node_macs(found, *size)
+    return [Layer(node.name, f"{PROGRAM.tflite_name}/{node.operator}", _precision(node.operator),
+                  sum(a.nbytes for a in node.constants.values()), macs=count)
+            for node, count in zip(found.nodes, macs, strict=True)]
+
+
 def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
+    import onnx
     import onnx_ir as ir
 
+    from irstd_edge.export.passes.graph import constant, is_program
     from irstd_edge.export.passes.specialize import Specialize
     from irstd_edge.export.schema import register_schemas
 
@@ -126,10 +138,17 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
     source.shape = ir.Shape((1, *tuple(source.shape)[1:]))
     try:
         Specialize(size)(model)
+        # The sizes behind a Program follow from its bytes, which the pass does not read.
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
     except ValueError as e:
         raise UnsupportedError(f"{path}: {e}") from e
-    layers = []
+    layers: list[Layer] = []
     for node in model.graph:
+        if is_program(node):
+            image = node.inputs[1].shape
+            known = image is not None and image.is_static()
+            layers += _inside(constant(node.inputs[0]).tobytes(), tuple(image)[2:] if known else None)
+            continue
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         constants = {v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None}
         layers.append(Layer(node.name, operator, _precision(operator), sum(constants.values()), macs=_macs(node)))
@@ -161,6 +180,10 @@ def _tflite(path: Path, size: tuple[int, int]) -> Inspection:
             name = code.customCode.decode() if code.customCode else names[code.builtinCode]
             data = [model.buffers[graph.tensors[i].buffer].data for i in operator.inputs if i >= 0]
             output = graph.tensors[operator.outputs[0]]
+            if name == PROGRAM.tflite_name:
+                image = graph.tensors[operator.inputs[1]].shape
+                layers += _inside(bytes(data[0]), (int(image[1]), int(image[2])))
+                continue
             layers.append(Layer(output.name.decode(), name, _precision(name),
                                 sum(len(d) for d in data if d is not None)))
         shape = [int(s) for s in graph.tensors[graph.inputs[0]].shape]

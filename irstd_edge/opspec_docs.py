@@ -29,8 +29,8 @@ def render() -> str:
         lines += ["", f"## `{opspec.DOMAIN}.{operator.name}`", "", operator.doc, "", "### Inputs", "",
                   "| # | input | type | shape | optional | constant | meaning |", "|---|---|---|---|---|---|---|"]
         lines += [
-            f"| {i}{' ...' if o.variadic else ''} | `{o.name}` | {o.dtype} | `{o.shape}` | {'yes' if o.optional else ''} | "
-            f"{'yes' if o.constant else ''} | {o.doc} |"
+            f"| {i}{' ...' if o.variadic else ''} | `{o.name}` | {o.dtype} | `{o.shape}` | "
+            f"{'yes' if o.optional else ''} | {'yes' if o.constant else ''} | {o.doc} |"
             for i, o in enumerate(operator.inputs)
         ]
         lines += ["", "### Attributes", "",

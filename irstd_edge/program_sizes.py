@@ -1,6 +1,8 @@
-"""Sizes of the tensors of a program, for one size of its inputs."""
+"""Sizes of the tensors of a program, and its operations, for one size of its inputs."""
 
 from __future__ import annotations
+
+from math import prod
 
 from irstd_edge.program import Node, Program, ProgramError
 
@@ -16,6 +18,20 @@ def tensor_sizes(program: Program, height: int, width: int) -> list[Size]:
             raise ProgramError(f"node {node.name!r}: a {height}x{width} image leaves nothing here")
         sizes[node.output] = size
     return [sizes[i] for i in range(len(program.tensors))]
+
+
+def node_macs(program: Program, height: int, width: int) -> list[int]:
+    """Multiply-accumulates of each node, binary ones among them. Raises as :func:`tensor_sizes`."""
+    sizes = tensor_sizes(program, height, width)
+    return [_macs(node, sizes[node.inputs[0] if node.operator == "ConvTranspose2d" else node.output])
+            for node in program.nodes]
+
+
+def _macs(node: Node, size: Size) -> int:
+    if "in_channels" not in node.attributes:
+        return 0
+    return prod(size) * prod(node.attributes[k] for k in ("in_channels", "out_channels", "kernel_h", "kernel_w")
+                             ) // node.attributes["groups"]
 
 
 def _output_size(node: Node, inputs: list[Size]) -> Size:

@@ -33,7 +33,7 @@ def _names(known) -> object:
               help="Folder of the environments, models and results.")  # fmt: skip
 def main(works, engines, rounds, isa, seed, out) -> None:
     """Build an environment per engine, measure all of them interleaved, write peers.json, peers.md and peers.png."""
-    from irstd_edge.benchmarks.peers import report
+    from irstd_edge.benchmarks.peers import figures, report
     from irstd_edge.benchmarks.peers.rows import RowError
     from irstd_edge.benchmarks.peers.run import Options, run
     from irstd_edge.files import write_text
@@ -46,7 +46,8 @@ def main(works, engines, rounds, isa, seed, out) -> None:
         )  # fmt: skip
     except RowError as e:
         raise click.ClickException(str(e)) from e
-    text = report.markdown(document)
+    document["extras"] = figures.extras(out)
+    text = report.markdown(document) + "\n## Figures\n\n" + figures.markdown(document)
     write_text(out / "peers.json", json.dumps(document, indent=1) + "\n")
     write_text(out / "peers.md", text)
     report.plot(document, out / "peers.png")

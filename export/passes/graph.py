@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, BinaryConv2dSpec, FixedPointSpec
+from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, PROGRAM, BinaryConv2dSpec, FixedPointSpec
 
 #: Metadata keys of a node: the PyTorch path of its layer, and the precision that this layer asked for.
 LAYER, REQUESTED = "layer", "requested"
@@ -21,6 +21,11 @@ def is_binary(node: ir.Node | None) -> bool:
 def is_fixed_point(node: ir.Node | None) -> bool:
     """Whether a node is an ``irstd::FixedPoint``."""
     return node is not None and node.domain == DOMAIN and node.op_type == FIXED_POINT.name
+
+
+def is_program(node: ir.Node | None) -> bool:
+    """Whether a node is an ``irstd::Program``."""
+    return node is not None and node.domain == DOMAIN and node.op_type == PROGRAM.name
 
 
 def binary_nodes(model: ir.Model) -> list[ir.Node]:

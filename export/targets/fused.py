@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from irstd_edge.errors import UnsupportedError
+from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.export.layers import count_macs
 from irstd_edge.export.passes.graph import binary_nodes, constant, initializer, is_binary, is_fixed_point
 from irstd_edge.export.passes.simplify import has_weights
@@ -59,7 +61,8 @@ def find_parts(model: ir.Model, input_size: tuple[int, int],
     for candidates in _regions(static.graph):
         for nodes in candidates:
             part = _part(static.graph, nodes)
-            if part is not None and _serves(other, part) and _replaces(model, [*found, part], nodes):
+            if (part is not None and _serves(other, part) and _replaces(model, [*found, part], nodes)
+                    and _opens(part)):
                 found.append(part)
                 break
     return tuple(found)
@@ -231,3 +234,19 @@ def _replaces(model: ir.Model, parts: list[Part], nodes: _Nodes) -> bool:
     except ValueError:
         return False
     return not any(v.name in left for node in nodes for v in node.outputs if v.name not in parts[-1].outputs)
+
+
+def _opens(part: Part) -> bool:
+    """Whether the engine takes the part, where there is an engine to ask: it has limits that the format does not."""
+    from irstd_edge.runtimes.native import Engine, EngineError
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "part.irstd"
+        path.write_bytes(part.data)
+        try:
+            Engine(path, part.size)
+        except EngineError:
+            return False
+        except MissingError:
+            pass
+    return True

@@ -114,7 +114,8 @@ class Program(OpRun):
 def evaluate(model, x):
     """Run an onnx-ir model by the reference evaluator."""
     proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
-    return ReferenceEvaluator(proto, new_ops=[BinaryConv2d, FixedPoint, Program]).run(None, {proto.graph.input[0].name: x})[0]
+    evaluator = ReferenceEvaluator(proto, new_ops=[BinaryConv2d, FixedPoint, Program])
+    return evaluator.run(None, {proto.graph.input[0].name: x})[0]
 
 
 def run_ort(model, x):

@@ -63,8 +63,8 @@ class Builder:
                 "bias": (rng.integers(-200, 201, out) * unit).astype(np.float32)}
         attributes = {"activation": 1, "pad_value": 0} | attributes
         if attributes["activation"] == 1:
-            made["activation_parameters"] = np.stack([rng.integers(-200, 201, out) * unit, rng.integers(0, 128, out) / 128,
-                                                      rng.integers(-200, 201, out) * unit]).astype(np.float32)
+            shifts = rng.integers(-200, 201, (2, out)) * unit
+            made["activation_parameters"] = np.float32([shifts[0], rng.integers(0, 128, out) / 128, shifts[1]])
         inputs = (x,) if residual is None else (x, residual)
         return self.add("BinaryConv2d", inputs, out, grid, made | (constants or {}), version=1, bit_order=1,
                         in_channels=channels, out_channels=out, kernel_h=kernel[0], kernel_w=kernel[1], groups=groups,
@@ -90,7 +90,8 @@ class _Network:
         channels = draw(st.integers(1, 70))
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         self.height = draw(st.integers(1, 10))
-        self.width = draw(st.one_of(st.integers(1, 20), st.integers(60, 68), st.integers(124, 140), st.integers(1, 140)))
+        self.width = draw(st.one_of(st.integers(1, 20), st.integers(60, 68), st.integers(124, 140),
+                                    st.integers(1, 140)))
         self.builder = Builder(channels, 2)
         self.outputs: list[int] = []
         self.size = (self.height, self.width)
@@ -169,17 +170,20 @@ class _Network:
              "activation_first": draw(st.sampled_from([1] if self.easy else [1, 1, 0]))}
         if a["activation"] == 2:
             low, high = sorted(self.numbers("any", 2, bits, 300).tolist())
-            a |= {"clamp_min": draw(st.sampled_from([low, -np.inf])), "clamp_max": draw(st.sampled_from([high, np.inf]))}
+            a["clamp_min"] = draw(st.sampled_from([low, -np.inf]))
+            a["clamp_max"] = draw(st.sampled_from([high, np.inf]))
         x_bits = self.builder.tensors[self.x].fraction_bits
         largest = min(8, max(1, 24000 * groups // (channels * g["kernel_h"] * g["kernel_w"]))) if self.easy else 8
         constants = {"threshold": self.numbers(kinds[0], channels, 6 if x_bits < 0 else x_bits, 60),
-                     "scale": self.numbers(kinds[1], out, bits + draw(st.sampled_from([0, 0, 2, 5])), largest),
-                     "bias": self.numbers(kinds[2], out, bits, draw(st.sampled_from([100, 1000] if self.easy else [100, 1000, 40000])))}
+                     "scale": self.numbers(
+                         kinds[1], out, bits + draw(st.sampled_from([0, 0, 2, 5])), largest),
+                     "bias": self.numbers(
+                         kinds[2], out, bits, draw(st.sampled_from([100, 1000] if self.easy else [100, 1000, 40000])))}
         if a["activation"] == 1:
             slope = {"grid": lambda: rng.integers(0, 128, out) / 128, "any": lambda: rng.normal(0, 1, out),
                      "special": lambda: rng.choice(np.append(SPECIAL, [1.0, 0.5, -0.25, 255 / 256]), out)}[kinds[3]]()
-            constants["activation_parameters"] = np.stack(
-                [self.numbers(kinds[4], out, bits, 200), slope, self.numbers(kinds[4], out, bits, 200)]).astype(np.float32)
+            shifts = [self.numbers(kinds[4], out, bits, 200) for _ in range(2)]
+            constants["activation_parameters"] = np.float32([shifts[0], slope, shifts[1]])
         size = (self.side(g, "h", self.size[0]), self.side(g, "w", self.size[1]))
         mode = draw(st.sampled_from([0, 1, 1] if self.easy else [0, 0, 1, 1, 2]))
         residual = self.residual(out, grid, g, size) if mode else None
@@ -277,7 +281,8 @@ class _Graph:
     def activation(self, known: _Known, kinds=(0, 0, 1, 2, 3, 4, 5)) -> tuple[_Known, dict]:
         kind = self.draw(st.sampled_from(kinds))
         if kind == 3:
-            return replace(known, largest=max(known.largest, 1.5)), {"activation": 3, "clamp_min": -0.75, "clamp_max": 1.5}
+            known = replace(known, largest=max(known.largest, 1.5))
+            return known, {"activation": 3, "clamp_min": -0.75, "clamp_max": 1.5}
         return known.grown(4 * (kind == 2), known.largest, exact=kind < 4), {"activation": kind}
 
     def slope(self, attributes: dict, channels: int) -> dict:

@@ -1,4 +1,4 @@
-"""What a program computes: PyTorch in float64, and kernel_truth.py for the binary convolution; no code of the engine."""
+"""What a program computes: PyTorch in float64, kernel_truth.py for the binary convolution; no code of the engine."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def run_node(node: Node, inputs: list[np.ndarray], grid: int) -> np.ndarray:
         return binary(node, inputs[0], inputs[1] if len(inputs) > 1 else None)
     if node.operator == "FixedPoint":
         return on_grid(inputs[0], node.attributes["fraction_bits"], node.attributes["bits"])
-    return float_node(node, [torch.from_numpy(np.asarray(i, np.float64)) for i in inputs], grid).numpy().astype(np.float32)
+    tensors = [torch.from_numpy(np.asarray(i, np.float64)) for i in inputs]
+    return float_node(node, tensors, grid).numpy().astype(np.float32)
 
 
 def float_node(node: Node, inputs: list[torch.Tensor], grid: int) -> torch.Tensor:

@@ -41,7 +41,8 @@ def check(library, isas, program, images, tolerances=None, *, threads=1, strip=N
         with engine:
             for _ in range(runs):
                 for i, (y, truth) in enumerate(zip(engine(*images), expected, strict=True)):
-                    assert_close(y, truth, tolerances[i] if tolerances else None, f"output {i} on {isa}, {engine.kernels}")
+                    tolerance = tolerances[i] if tolerances else None
+                    assert_close(y, truth, tolerance, f"output {i} on {isa}, {engine.kernels}")
 
 
 @QUICK
@@ -171,7 +172,7 @@ class TestOnce:
                 assert (kept == 1).all() and (square == np.where(np.abs(x) == 1, 1, 0)).all(), isa
 
 
-# The paths that kernels take -------------------------------------------------------------------------------------------
+# The paths that kernels take ---------------------------------------------------------------------------------------
 
 
 def binary_case(name: str):
@@ -228,12 +229,12 @@ def test_five_ways_to_binarise_are_too_many(library):
     rng = np.random.default_rng(1)
     b = Builder(3)
     program = b.finish(*(b.binary(rng, 0, 4, **SAME) for _ in range(5)))
-    with pytest.raises(KernelError, match="BinaryConv2d_4: its input x0 is binarised in more than 4 different ways") as e:
+    with pytest.raises(KernelError, match="BinaryConv2d_4: its input x0 is binarised in more than 4") as e:
         Engine(library, write(program), 8, 8)
     assert e.value.status == UNSUPPORTED
 
 
-# The same bits however it is run ---------------------------------------------------------------------------------------
+# The same bits however it is run -----------------------------------------------------------------------------------
 
 
 def detector():

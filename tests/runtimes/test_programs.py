@@ -42,7 +42,8 @@ def images(program, size=SIZE, batch=1, seed=0):
 
 def truth(program, given):
     """``[N, C, H, W]`` for each output."""
-    return [np.stack(found) for found in zip(*(run_program(program, *x) for x in zip(*given, strict=True)), strict=True)]
+    results = [run_program(program, *x) for x in zip(*given, strict=True)]
+    return [np.stack(y) for y in zip(*results, strict=True)]
 
 
 def check(program, given, results):
@@ -59,7 +60,7 @@ def onnx_file(program, data=None, outputs=None, constant=True, channels=None, **
     node = helper.make_node(PROGRAM.name, ["program", *inputs], names, "net", domain=DOMAIN, **OPTIONS | options)
     array = np.frombuffer(write(program) if data is None else data, np.uint8)
     weights = [numpy_helper.from_array(array if constant else array.astype(np.float32), "program")]
-    return onnx_model([node], weights, inputs, {y: ("n", "c", "oh", "ow") for y in names})
+    return onnx_model([node], weights, inputs, dict.fromkeys(names, ("n", "c", "oh", "ow")))
 
 
 def tflite_file(program, data=None, size=SIZE, batch=1, **overrides):
@@ -113,7 +114,8 @@ def test_every_isa_gives_the_same(monkeypatch):
 def test_concurrent_runs_of_one_session():
     program = two_of_everything()
     session = test_ort.open_model(onnx_file(program), 1, "2")
-    jobs = [images(program, size, 2, seed) for seed in range(2) for size in ((16, 24), (16, 8), (24, 24), (8, 8), (40, 8))]
+    sizes = ((16, 24), (16, 8), (24, 24), (8, 8), (40, 8))
+    jobs = [images(program, size, 2, seed) for seed in range(2) for size in sizes]
     expected, failures = [run_onnx(session, job) for job in jobs], []
 
     def work(first):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from irstd_edge.program import Node, Program, ProgramError, Tensor
-from irstd_edge.program_sizes import tensor_sizes
+from irstd_edge.program_sizes import node_macs, tensor_sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtimes"))
 from program_truth import run_program
@@ -24,7 +24,8 @@ def chain(*steps):
 
 
 STEPS = {
-    "conv": ("Conv2d", CONV | {"kernel_h": 3, "kernel_w": 5, "stride_h": 2, "dilation_w": 2, "pad_top": 1, "pad_right": 3}),
+    "conv": ("Conv2d", CONV | {"kernel_h": 3, "kernel_w": 5, "stride_h": 2, "dilation_w": 2, "pad_top": 1,
+                               "pad_right": 3}),
     "transposed": ("ConvTranspose2d", CONV | {"kernel_h": 4, "kernel_w": 3, "stride_h": 2, "stride_w": 3, "pad_left": 1,
                                               "pad_bottom": 2, "output_pad_h": 1}),
     "pool": ("MaxPool", {"kernel_h": 3, "kernel_w": 2, "stride_h": 2, "stride_w": 2}),
@@ -57,3 +58,9 @@ def test_a_chain_and_its_partners():
 def test_nothing_is_left():
     with pytest.raises(ProgramError, match="node 'n1': a 4x4 image leaves nothing here"):
         tensor_sizes(chain(STEPS["pool"], STEPS["pool"]), 4, 4)
+
+
+def test_operations():
+    program = chain(STEPS["conv"], STEPS["transposed"], STEPS["sigmoid"])
+    _, middle, _, _ = tensor_sizes(program, 12, 16)
+    assert node_macs(program, 12, 16) == [15 * middle[0] * middle[1], 12 * middle[0] * middle[1], 0]

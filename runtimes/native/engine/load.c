@@ -267,11 +267,20 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
     if (!h.tensor_count || h.tensor_count > MAX_COUNT || !h.node_count || h.node_count > MAX_COUNT ||
         !h.input_count || h.input_count > h.tensor_count || !h.output_count || h.output_count > h.tensor_count)
         FAIL("impossible counts: %u tensors, %u nodes, %u inputs, %u outputs", h.tensor_count, h.node_count, h.input_count, h.output_count);
-    if (!inside(s, h.outputs_offset, 4ull * h.output_count) || h.outputs_offset % 4 ||
-        !inside(s, h.tensors_offset, sizeof(irstd_tensor_record) * (uint64_t)h.tensor_count) || h.tensors_offset % 4 ||
-        !inside(s, h.nodes_offset, sizeof(irstd_node_record) * (uint64_t)h.node_count) || h.nodes_offset % 4 ||
-        !inside(s, h.strings_offset, h.strings_bytes) || !h.strings_bytes || s->data[h.strings_offset + h.strings_bytes - 1])
-        FAIL("a table lies outside the file");
+    const struct {
+        const char *name;
+        uint64_t offset, bytes, alignment;
+    } tables[] = {
+        {"outputs", h.outputs_offset, 4ull * h.output_count, 4},
+        {"tensors", h.tensors_offset, sizeof(irstd_tensor_record) * (uint64_t)h.tensor_count, 4},
+        {"nodes", h.nodes_offset, sizeof(irstd_node_record) * (uint64_t)h.node_count, 4},
+        {"strings", h.strings_offset, h.strings_bytes, 1},
+    };
+    for (size_t k = 0; k < sizeof tables / sizeof *tables; k++)
+        if (!inside(s, tables[k].offset, tables[k].bytes) || tables[k].offset % tables[k].alignment)
+            FAIL("%s_offset %llu: the table of %llu bytes lies outside the file, or is not aligned", tables[k].name,
+                 (unsigned long long)tables[k].offset, (unsigned long long)tables[k].bytes);
+    if (!h.strings_bytes || s->data[(size_t)h.strings_offset + h.strings_bytes - 1]) FAIL("strings_bytes: the strings do not end with NUL");
     names text = {s, (const char *)s->data + h.strings_offset, h.strings_bytes};
     s->tensor_count = (int)h.tensor_count;
     s->node_count = (int)h.node_count;

@@ -88,8 +88,10 @@ class Engine:
     def layer(self, name: str) -> Callable[[], None]:
         """A call that computes one layer again, from what a run left in its inputs: to time it alone."""
 
-        def call(run=self._engine.irstd_run_layer, session=self._session, name=name.encode(), keep=self):
-            status = run(session, name)
+        encoded = name.encode()
+
+        def call(run=self._engine.irstd_run_layer, session=self._session, keep=self):
+            status = run(session, encoded)
             if status:
                 self._check(status)
 

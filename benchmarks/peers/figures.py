@@ -85,7 +85,7 @@ def figures(document: dict) -> Iterator[tuple[str, str, str, bool | None]]:
 
     def against(name, asked, work, engine, peer_work, fits):
         ours, peer = times.get(work, engine), times.best(peer_work, fits)
-        return ratio(name, asked, ours and peer and peer[0] / ours, peer and f" ({peer[1]})" or "")
+        return ratio(name, asked, ours and peer and peer[0] / ours, (peer and f" ({peer[1]})") or "")
 
     isa = next((r["isa"] for r in document["rows"] if r["engine"] == "irstd-native" and r["machine"] == "host"), None)
     peak = (extra.get("peaks") or {}).get(isa)
@@ -107,8 +107,8 @@ def figures(document: dict) -> Iterator[tuple[str, str, str, bool | None]]:
         yield against(f"BiisNet, {engine}: than the twin in {peer}", 6, "biisnet", engine, "biisnet-float",
                       lambda e, peer=peer: e == peer)
     ours, peer = memory.get("biisnet", "irstd-native"), memory.get("biisnet-float", "ort-fp32")
-    yield ratio("BiisNet, engine: working memory over that of ORT fp32 on the twin", 0.125, ours and peer and ours / peer,
-                most=True)
+    yield ratio("BiisNet, engine: working memory over that of ORT fp32 on the twin", 0.125,
+                ours and peer and ours / peer, most=True)
     arena = extra.get("arena")
     yield ratio("BiisNet, engine: arena over its lower bound", 1.3, arena and arena[0] / arena[1], most=True)
     yield ratio("BiisNet, engine: two threads over one", 1.7, extra.get("threads"))
@@ -120,7 +120,8 @@ def figures(document: dict) -> Iterator[tuple[str, str, str, bool | None]]:
                                   (f"BiisNet as {core}: over LiteRT int8's", 0.125 if core == "cortex-a53" else 0.5,
                                    lambda e: e == "litert-int8")):  # fmt: skip
             peer = counts.best("biisnet-float", fits)
-            yield ratio(name, asked, biisnet and peer and biisnet / peer[0], peer and f" ({peer[1]})" or "", most=True)
+            share = biisnet and peer and biisnet / peer[0]
+            yield ratio(name, asked, share, f" ({peer[1]})" if peer else "", most=True)
         unet = counts.get("unet", "irstd-native")
         yield ratio(f"U-Net binarised as {core}: M instructions", 120, unet and unet / 1e6, most=True)
         for name, asked in limits.items():

@@ -74,8 +74,8 @@ class BinaryResidualUNet(nn.Module):
         self.stem = ExactConv2d(1, widths[0], 3, padding=1)
         pairs = list(zip((widths[0], *widths), widths, strict=False))
         self.encoder = nn.ModuleList(nn.ModuleList([DotBinaryConv2d(i, o), DotBinaryConv2d(o, o)]) for i, o in pairs)
-        self.decoder = nn.ModuleList(
-            nn.ModuleList([DotBinaryConv2d(i + o, i), DotBinaryConv2d(i, i)]) for i, o in reversed(pairs[1:]))  # fmt: skip
+        self.decoder = nn.ModuleList(nn.ModuleList([DotBinaryConv2d(i + o, i), DotBinaryConv2d(i, i)])
+                                     for i, o in reversed(pairs[1:]))  # fmt: skip
         self.grid = grid_of(self.encoder[0][0])
         self.head = nn.Conv2d(widths[0], 1, 1)
 

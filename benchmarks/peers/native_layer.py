@@ -20,7 +20,7 @@ MODEL, TIMED = "layer.irstd", "timed"
 
 
 def layer_program(channels: int) -> bytes:
-    """model.irstd of three binary 3x3 layers ``channels`` wide with RPReLU and random weights; the second is `timed`."""
+    """model.irstd of three binary 3x3 layers, ``channels`` wide, RPReLU, random weights; the second is `timed`."""
     rng = np.random.default_rng(channels)
     tensors, nodes = [Tensor("x", channels)], []
     for i, name in enumerate(("first", TIMED, "last")):
@@ -33,7 +33,7 @@ def layer_program(channels: int) -> bytes:
             "threshold": rng.integers(-64, 65, channels).astype(np.float32) / 256,
             "scale": rng.integers(256, 1024, channels).astype(np.float32) / 2**14,
             "bias": rng.integers(-128, 129, channels).astype(np.float32) / 256,
-            "activation_parameters": np.stack([np.zeros(channels), np.full(channels, 0.25), np.zeros(channels)]).astype(np.float32),
+            "activation_parameters": np.array([[0.0], [0.25], [0.0]], np.float32).repeat(channels, 1),
         }
         attributes = {"version": 1, "bit_order": 1, "in_channels": channels, "out_channels": channels, "kernel_h": 3,
                       "kernel_w": 3, "pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1, "pad_value": 0,
@@ -44,7 +44,7 @@ def layer_program(channels: int) -> bytes:
 
 
 def prepare(work: Work, check: np.ndarray, folder: Path) -> None:
-    """Write the program, and what it gives for ``check [N, C, H, W]`` by the reference arithmetic: ``reference.npy``."""
+    """Write the program and ``reference.npy``, what it gives for ``check [N, C, H, W]`` by the reference arithmetic."""
     folder.mkdir(parents=True, exist_ok=True)
     data = layer_program(work.shape[0])
     (folder / MODEL).write_bytes(data)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from irstd_edge import errors
 from irstd_edge.bundle import ARTEFACTS, Bundle, sha256
 from irstd_edge.cli import main
 from irstd_edge.errors import MissingError
+from irstd_edge.program import read, write
 from irstd_edge.runtimes import library
 from irstd_edge.zoo import zoo_weights
 
@@ -100,16 +102,26 @@ def test_the_float_twin_equals_pytorch(twin, frames):
     assert run("verify", twin, "--images", frames) == errors.OK
 
 
+def with_other_signs(data: np.ndarray) -> np.ndarray:
+    """The bytes of a program, the weights of its widest binary layer inverted."""
+    program = read(data.tobytes())
+    widest = max((n for n in program.nodes if n.operator == "BinaryConv2d"), key=lambda n: n.constants["weight"].size)
+    other = replace(widest, constants={**widest.constants, "weight": ~widest.constants["weight"]})
+    nodes = tuple(other if node is widest else node for node in program.nodes)
+    return np.frombuffer(write(replace(program, nodes=nodes)), np.uint8)
+
+
 @pytest.mark.parametrize("kind", ["onnx", "portable"])
 def test_changed_weights_are_caught_and_named(bundle, tmp_path, capsys, kind):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = json.loads((copy / "manifest.json").read_text())
     entry = next(a for a in manifest["artefacts"] if a["kind"] == kind)
     model = onnx.load(copy / entry["file"])
-    # The largest constant: packed signs in the one file, +1 and -1 in the other.
+    # The largest constant: a program with packed signs in the one file, +1 and -1 in the other.
     weight = max((t for t in model.graph.initializer), key=lambda t: np.prod(t.dims))
     values = onnx.numpy_helper.to_array(weight)
-    weight.CopyFrom(onnx.numpy_helper.from_array(~values if values.dtype == np.int32 else -values, weight.name))
+    values = with_other_signs(values) if values.dtype == np.uint8 else -values
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, copy / entry["file"])
     assert run("verify", copy) == errors.USAGE  # its hash is another one
     assert "SHA-256" in capsys.readouterr().err

@@ -141,6 +141,14 @@ class TestOnce:
         y = b.binary(rng, 0, 3, kernel=(1, 1), grid=8, constants=scale)
         self.run(library, b.finish(y, b.binary(rng, signs, 3, kernel=(1, 1))), image(2, 3, 40))
 
+    def test_row_of_weight_zero(self, library):
+        """The first row of a resize reads one row: the next may not be there yet, here NaN in the caller's buffer."""
+        b = Builder(1)
+        x = b.add("Resize", 0, 1, scale_h=2, scale_w=2, mode=2)
+        y = b.add("Resize", x, 1, scale_h=2, scale_w=2, mode=1)
+        for strip in (1, 2, 3):
+            self.run(library, b.finish(x, y), np.full((1, 1, 1), 0.5, np.float32), strip=strip)
+
     def test_clamped_nan(self, library, rng):
         b = Builder(2)
         y = b.binary(rng, 0, 2, residual=0, kernel=(1, 1), grid=-1, activation=2, activation_first=0, clamp_min=-1.0,
@@ -199,19 +207,19 @@ FORMS = {"int16": ["int16"], "int16 plain": ["int16"], "int16 residual": ["int16
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_kernels_that_are_reached(core, name):
+def test_kernels_that_are_reached(engine_core, name):
     """Not the fallback: so that the tests above hold the fast kernels to the truth."""
     program, images = binary_case(name)
-    isa = core.isa()
-    check(core, [isa], program, images, runs=3)
-    with Engine(core, write(program), *images[0].shape[1:]) as engine:
+    isa = engine_core.isa()
+    check(engine_core, [isa], program, images, runs=3)
+    with Engine(engine_core, write(program), *images[0].shape[1:]) as engine:
         kernels = [k for k in engine.kernels if k.startswith("bconv2d")]
     forms = [k.removesuffix(f"__{isa}").split("_")[-1] for k in kernels]
     assert forms == (["popcount"] * len(kernels) if isa == "ref" else FORMS[name])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_saturation(core, threads):
+def test_saturation(engine_core, threads):
     """Sums, offsets, slopes and residuals at both ends of int16, in the int16 kernels and out of them."""
     rng = np.random.default_rng(3)
     b = Builder(9)
@@ -222,7 +230,7 @@ def test_saturation(core, threads):
         "bias": ends * share, "activation_parameters": np.float32([ends[::-1] / 2, [0.5] * 8, ends])}, **SAME)
         for share in (0.5, 1) for r in (None, b.conv(rng, x, 8, grid=8, steps=1, **SAME))]
     x = image(9, 6, 70, scale=300)
-    check(core, [core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
+    check(engine_core, [engine_core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
 
 
 def test_five_ways_to_binarise_are_too_many(library):
@@ -263,7 +271,7 @@ def run_once(library, isa, data, images, threads=1, strip=None):
         return first
 
 
-@pytest.mark.parametrize("size", [(50, 70), (64, 64), (6, 142)])
+@pytest.mark.parametrize("size", [(26, 70), (6, 142), (32, 20)])
 def test_the_same_bits(library, size):
     program = detector()
     data, images = write(program), [image(1, *size, seed=s) for s in (1, 2)]
@@ -273,7 +281,7 @@ def test_the_same_bits(library, size):
         for y, t in zip(expected, truth, strict=True):
             # A gate that differs by an ulp may turn a sign over: the two agree nearly everywhere.
             assert (np.abs(y - t) > 1e-5).mean() < 0.02
-        for threads, strip in [(1, 1), (1, 3), (1, 64), (2, None), (3, None), (3, 1), (2, 3)]:
+        for threads, strip in [(1, 1), (1, 3), (1, 64), (2, None), (3, 3), (2, 1)]:
             for a, b in zip(run_once(library, isa, data, images, threads, strip), expected, strict=True):
                 assert_same_bits(a, b, f"{isa}, {threads} threads, strip {strip}")
 

@@ -611,7 +611,8 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
     }
     float *near = (float *)(void *)scratch, *far = near + padded(x->width), *out = far + padded(x->width), fraction;
     float *other = out + padded(y->width);
-    int64_t first = source_of(row, scale_h, x->height, mode, &fraction), second = irstd_min(first + 1, x->height - 1);
+    int64_t first = source_of(row, scale_h, x->height, mode, &fraction);
+    int64_t second = fraction > 0 ? irstd_min(first + 1, x->height - 1) : first; /* a row that is not there yet may be NaN */
     for (int c = 0; c < y->channels; c++) {
         read_plane(x, irstd_tensor_row(x, first), c, x->width, near);
         if (mode != IRSTD_RESIZE_MODE_NEAREST) {

@@ -17,7 +17,7 @@ from kernel_truth import assert_same_bits
 from irstd_edge.program import write
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(QUICK, max_examples=4000)
+LONG = settings(QUICK, max_examples=1500)
 SOME_THREADS, SOME_STRIPS = st.sampled_from([1, 1, 2, 3]), st.sampled_from([None, 1, 3, 64])
 
 

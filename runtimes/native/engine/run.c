@@ -244,7 +244,7 @@ static void wait_for_all(struct irstd_session *s) {
 #elif defined(__aarch64__) || defined(__arm__)
         __asm__ volatile("yield");
 #endif
-        if (spins > 4096) sched_yield(); /* fewer cores than threads */
+        if (spins > 64) sched_yield(); /* somebody may need the core */
     }
 }
 

@@ -75,7 +75,7 @@ static OrtStatus *fill_kernel(kernel *k, const OrtKernelInfo *info) {
     TRY(irstd_ort_constant(&k->node, info, IN_PROGRAM, "program", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, 0, &data, &k->bytes));
     k->data = malloc(k->bytes ? k->bytes : 1);
     if (!k->data) return irstd_ort_fail(&k->node, ORT_FAIL, "out of memory: %zu bytes", k->bytes);
-    memcpy(k->data, data, k->bytes);
+    if (k->bytes) memcpy(k->data, data, k->bytes);
     sized_session first;
     TRY(take_session(k, a.height, a.width, &first));
     k->inputs = irstd_input_count(first.session);

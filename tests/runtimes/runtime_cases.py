@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from irstd_edge.nn.functional import binary_conv2d, pack_bits
 from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, Activation, BinaryConv2dSpec, Residual
+from irstd_edge.runtimes import library
 
 INPUT_NAMES = [operand.name for operand in BINARY_CONV2D.inputs]
 
@@ -289,3 +291,86 @@ def single_tflite(case: Case, **overrides) -> bytes:
     y = b.tensor("y", nhwc_shape(case.output_shape))
     b.conv(case, inputs[0], y, inputs[1] if len(inputs) > 1 else None, **overrides)
     return b.finish(inputs, [y])
+
+
+# ---- runtimes ----
+
+
+def open_onnx(model: bytes, threads: int = 1, operator_threads: str | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if operator_threads is not None:
+        options.add_session_config_entry("irstd.threads", operator_threads)
+    options.register_custom_ops_library(str(library.find("ort")))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def delegate(**options):
+    from ai_edge_litert import interpreter
+
+    return interpreter.load_delegate(str(library.find("tflite")), options)
+
+
+def open_tflite(model: bytes, threads: int | None = 1, **options):
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(
+        model_content=model, num_threads=threads, experimental_delegates=[delegate(**options)])
+
+
+def run_tflite(interpreter, *inputs: np.ndarray) -> list[np.ndarray]:
+    """NCHW in and out; the sizes are those of the inputs."""
+    for detail, x in zip(interpreter.get_input_details(), inputs, strict=True):
+        if tuple(detail["shape"]) != nhwc_shape(x.shape):
+            interpreter.resize_tensor_input(detail["index"], nhwc_shape(x.shape))
+    interpreter.allocate_tensors()
+    for detail, x in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], nhwc(x))
+    interpreter.invoke()
+    return [nchw(interpreter.get_tensor(detail["index"])) for detail in interpreter.get_output_details()]
+
+
+# What runs in the oldest supported runtimes, in an environment of its own.
+OLD_ONNXRUNTIME = """
+import json, sys
+import numpy as np, onnxruntime
+folder, library = sys.argv[1:]
+for index, threads in json.load(open(folder + "/cases.json")):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.add_session_config_entry("irstd.threads", str(threads))
+    options.register_custom_ops_library(library)
+    with np.load(f"{folder}/{index}.npz") as data:
+        inputs = {k: data[k] for k in data if k != "model"}
+        session = onnxruntime.InferenceSession(data["model"].tobytes(), options, providers=["CPUExecutionProvider"])
+    np.save(f"{folder}/{index}-{threads}.npy", session.run(None, inputs)[0])
+try:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(library)
+    onnxruntime.InferenceSession(folder + "/bad.onnx", options, providers=["CPUExecutionProvider"])
+except Exception as e:
+    print(onnxruntime.__version__, e)
+"""
+
+OLD_TFLITE = """
+import json, sys
+import numpy as np
+from tflite_runtime.interpreter import Interpreter, load_delegate
+folder, library = sys.argv[1:]
+for index, threads, inputs in json.load(open(folder + "/cases.json")):
+    delegate = load_delegate(library)
+    interpreter = Interpreter(f"{folder}/{index}.tflite", num_threads=threads, experimental_delegates=[delegate])
+    for repeat in range(2):
+        interpreter.allocate_tensors()
+        for i, detail in enumerate(interpreter.get_input_details()):
+            interpreter.set_tensor(detail["index"], np.load(f"{folder}/{index}-{i}.npy"))
+        interpreter.invoke()
+    np.save(f"{folder}/{index}-{threads}-out.npy", interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+try:
+    Interpreter(folder + "/bad.tflite", experimental_delegates=[load_delegate(library)]).allocate_tensors()
+except (RuntimeError, ValueError) as e:
+    print(e)
+"""

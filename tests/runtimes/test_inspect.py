@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_native import SIZE, Builder, small, write_bundle
+from program_cases import SIZE, Builder, small, write_bundle
 from test_sessions import NODE, make_case, onnx_file, tflite_file
 
 from irstd_edge import errors

@@ -8,25 +8,24 @@ import threading
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from runtime_cases import at_size, feeds, load_onnx, make_case, onnx_model, onnx_node, single_onnx
+from runtime_cases import (
+    OLD_ONNXRUNTIME,
+    at_size,
+    feeds,
+    load_onnx,
+    make_case,
+    onnx_model,
+    onnx_node,
+    single_onnx,
+)
+from runtime_cases import open_onnx as open_model
 
 from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES
 from irstd_edge.runtimes import library
 
 pytestmark = pytest.mark.usefixtures("libraries")
-
-
-def open_model(model: bytes, threads: int = 1, operator_threads: str | None = None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    if operator_threads is not None:
-        options.add_session_config_entry("irstd.threads", operator_threads)
-    options.register_custom_ops_library(str(library.find("ort")))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 MANDATORY = [a.name for a in BINARY_CONV2D_ATTRIBUTES if a.default is None]
@@ -258,29 +257,6 @@ def test_every_isa_is_exact(monkeypatch):
 
 # ---- the oldest supported ONNX Runtime ----
 
-OLD = """
-import json, sys
-import numpy as np, onnxruntime
-folder, library = sys.argv[1:]
-for index, threads in json.load(open(folder + "/cases.json")):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.add_session_config_entry("irstd.threads", str(threads))
-    options.register_custom_ops_library(library)
-    with np.load(f"{folder}/{index}.npz") as data:
-        inputs = {k: data[k] for k in data if k != "model"}
-        session = onnxruntime.InferenceSession(data["model"].tobytes(), options, providers=["CPUExecutionProvider"])
-    np.save(f"{folder}/{index}-{threads}.npy", session.run(None, inputs)[0])
-try:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.register_custom_ops_library(library)
-    onnxruntime.InferenceSession(folder + "/bad.onnx", options, providers=["CPUExecutionProvider"])
-except Exception as e:
-    print(onnxruntime.__version__, e)
-"""
-
 
 @pytest.mark.slow
 def test_onnxruntime_118(ort118, tmp_path):
@@ -290,7 +266,7 @@ def test_onnxruntime_118(ort118, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(single_onnx(cases[0], version=2))
     jobs = [(i, threads) for i in range(len(cases)) for threads in (1, 2)]
     (tmp_path / "cases.json").write_text(json.dumps(jobs))
-    done = subprocess.run([ort118, "-c", OLD, tmp_path, library.find("ort")],
+    done = subprocess.run([ort118, "-c", OLD_ONNXRUNTIME, tmp_path, library.find("ort")],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("1.18.1") and "version must be in 1..1, got 2" in done.stdout

@@ -8,19 +8,28 @@ import threading
 
 import numpy as np
 import pytest
-import test_ort
-import test_tflite
 from onnx import helper, numpy_helper
+from program_cases import SIZE, Builder, floats, small
 from program_truth import run_program
-from runtime_cases import TfliteBuilder, onnx_model
-from test_native import Builder, floats, small
+from runtime_cases import (
+    OLD_ONNXRUNTIME,
+    OLD_TFLITE,
+    TfliteBuilder,
+    make_case,
+    nchw,
+    nhwc,
+    onnx_model,
+    open_onnx,
+    open_tflite,
+    run_tflite,
+)
 
 from irstd_edge.opspec import DOMAIN, PROGRAM
 from irstd_edge.program import write
 from irstd_edge.runtimes import library
 
 pytestmark = pytest.mark.usefixtures("libraries")
-SIZE = (16, 24)
+RESHAPE = 22  # of the schema's BuiltinOperator
 OPTIONS = {"version": 1, "height": SIZE[0], "width": SIZE[1]}
 
 
@@ -92,13 +101,13 @@ PROGRAMS = {"one": small, "two": two_of_everything}
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_onnx_and_tflite_are_exact(name, batch, threads):
     program = PROGRAMS[name]()
-    session = test_ort.open_model(onnx_file(program), threads, str(threads))
-    interpreter = test_tflite.open_model(tflite_file(program), threads)
+    session = open_onnx(onnx_file(program), threads, str(threads))
+    interpreter = open_tflite(tflite_file(program), threads)
     for size in (SIZE, (32, 16), (16, 40), SIZE):
         given = images(program, size, batch)
         found = run_onnx(session, given)
         check(program, given, found)
-        for a, b in zip(found, test_tflite.run(interpreter, *given), strict=True):
+        for a, b in zip(found, run_tflite(interpreter, *given), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -107,13 +116,13 @@ def test_every_isa_gives_the_same(monkeypatch):
     for isa in library.available_isas():
         monkeypatch.setenv("IRSTD_ISA", isa)
         given = images(program)
-        check(program, given, run_onnx(test_ort.open_model(onnx_file(program)), given))
-        check(program, given, test_tflite.run(test_tflite.open_model(tflite_file(program)), *given))
+        check(program, given, run_onnx(open_onnx(onnx_file(program)), given))
+        check(program, given, run_tflite(open_tflite(tflite_file(program)), *given))
 
 
 def test_concurrent_runs_of_one_session():
     program = two_of_everything()
-    session = test_ort.open_model(onnx_file(program), 1, "2")
+    session = open_onnx(onnx_file(program), 1, "2")
     sizes = ((16, 24), (16, 8), (24, 24), (8, 8), (40, 8))
     jobs = [images(program, size, 2, seed) for seed in range(2) for size in sizes]
     expected, failures = [run_onnx(session, job) for job in jobs], []
@@ -136,8 +145,9 @@ def test_programs_beside_convolution_nodes_in_one_tflite_file():
     """The delegate claims both, each program alone: program, convolution, program."""
     p = Builder(4)
     program = p.finish(*floats(p, p.binary(0, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)))
-    size = {"in_channels": 4, "out_channels": 4}
-    case = test_tflite.make_case(5, size=SIZE, batch=1, **test_tflite.PLAIN | size)
+    case = make_case(5, size=SIZE, batch=1, in_channels=4, out_channels=4, groups=1, kernel_h=3, kernel_w=3, stride_h=1,
+                     stride_w=1, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1, dilation_h=1, dilation_w=1,
+                     residual=0)
     b = TfliteBuilder()
     tensors = [b.tensor(f"t{i}", (1, *SIZE, 4)) for i in range(4)]
     tflite_node(b, write(program), tensors[:1], tensors[1:2])
@@ -145,7 +155,7 @@ def test_programs_beside_convolution_nodes_in_one_tflite_file():
     tflite_node(b, write(program), tensors[2:3], tensors[3:])
     given = images(program)
     case.x = truth(program, given)[0]
-    got = test_tflite.run(test_tflite.open_model(b.finish(tensors[:1], tensors[3:])), *given)
+    got = run_tflite(open_tflite(b.finish(tensors[:1], tensors[3:])), *given)
     check(program, [case.reference()], got)
 
 
@@ -154,9 +164,9 @@ def test_a_size_that_comes_at_run_time():
     x, shape = b.tensor("x", (1, *SIZE, 1)), b.tensor("shape", (4,), np.zeros(4, np.int32))
     b.tensors[shape].buffer = 0  # an input
     r, y = b.tensor("r", (1, *SIZE, 1)), b.tensor("y", (1, *SIZE, 1))
-    b.operator([x, shape], [r], builtin=test_tflite.RESHAPE)
+    b.operator([x, shape], [r], builtin=RESHAPE)
     tflite_node(b, write(program), [r], [y])
-    interpreter = test_tflite.open_model(b.finish([x, shape], [y]))
+    interpreter = open_tflite(b.finish([x, shape], [y]))
     interpreter.allocate_tensors()
     given = images(program)
     for size in (SIZE, (8, 48)):
@@ -187,7 +197,7 @@ def damaged():
 ])
 def test_an_onnx_file_that_cannot_be_loaded(given, message):
     with pytest.raises(Exception, match=message):
-        test_ort.open_model(onnx_file(small(), **given))
+        open_onnx(onnx_file(small(), **given))
 
 
 def test_an_onnx_program_that_is_no_constant():
@@ -196,14 +206,14 @@ def test_an_onnx_program_that_is_no_constant():
     nodes = [helper.make_node("Cast", ["x"], ["program"], to=2),
              helper.make_node(PROGRAM.name, ["program", "x"], ["y"], "net", domain=DOMAIN, **OPTIONS)]
     with pytest.raises(Exception, match="input program must be a constant"):
-        test_ort.open_model(onnx_model(nodes, [], inputs, {"y": inputs["x"]}))
+        open_onnx(onnx_model(nodes, [], inputs, {"y": inputs["x"]}))
     with pytest.raises(Exception, match="it has 1 images and 2 outputs, its program 1 and 1"):
-        run_onnx(test_ort.open_model(onnx_file(program, outputs=2)), images(program))
+        run_onnx(open_onnx(onnx_file(program, outputs=2)), images(program))
 
 
 def test_onnx_images_that_do_not_fit():
     program = two_of_everything()
-    session = test_ort.open_model(onnx_file(program))
+    session = open_onnx(onnx_file(program))
     x, y = images(program)
     with pytest.raises(Exception, match=r"of one size: the first is \[1, C, 16, 24\], another \[1, C, 16, 20\]"):
         run_onnx(session, [x, y[..., :20]])
@@ -211,7 +221,7 @@ def test_onnx_images_that_do_not_fit():
         run_onnx(session, [x[:, :, :1], y[:, :, :1]])
     check(program, [x, y], run_onnx(session, [x, y]))
     with pytest.raises(Exception, match="input 1 must have 3 channels, got 2"):
-        run_onnx(test_ort.open_model(onnx_file(program, channels="c")), [x[:, :2], y])
+        run_onnx(open_onnx(onnx_file(program, channels="c")), [x[:, :2], y])
 
 
 @pytest.mark.parametrize("given, message", [
@@ -226,17 +236,17 @@ def test_onnx_images_that_do_not_fit():
 ])
 def test_a_tflite_file_that_cannot_be_loaded(given, message):
     with pytest.raises((RuntimeError, ValueError), match=message):
-        test_tflite.open_model(tflite_file(small(), **given)).allocate_tensors()
+        open_tflite(tflite_file(small(), **given)).allocate_tensors()
 
 
 def test_tflite_images_that_do_not_fit():
     program = two_of_everything()
-    interpreter = test_tflite.open_model(tflite_file(program))
+    interpreter = open_tflite(tflite_file(program))
     x, y = images(program)
     with pytest.raises(RuntimeError, match="its images must be of one size"):
-        test_tflite.run(interpreter, x, y[..., :20])
+        run_tflite(interpreter, x, y[..., :20])
     with pytest.raises(RuntimeError, match="input 1 must have 3 channels, got 2"):
-        test_tflite.run(test_tflite.open_model(tflite_file(program)), x[:, :2], y)
+        run_tflite(open_tflite(tflite_file(program)), x[:, :2], y)
 
 
 def test_an_interpreter_without_the_delegate():
@@ -258,7 +268,7 @@ def test_onnxruntime_118(ort118, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(onnx_file(small(), version=2))
     jobs = [(i, threads) for i in range(len(programs)) for threads in (1, 2)]
     (tmp_path / "cases.json").write_text(json.dumps(jobs))
-    done = subprocess.run([ort118, "-c", test_ort.OLD, tmp_path, library.find("ort")],
+    done = subprocess.run([ort118, "-c", OLD_ONNXRUNTIME, tmp_path, library.find("ort")],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("1.18.1") and "version must be 1, got 2" in done.stdout
@@ -273,14 +283,14 @@ def test_tflite_runtime_214(tflite214, tmp_path):
     for i, program in enumerate(programs):
         (tmp_path / f"{i}.tflite").write_bytes(tflite_file(program))
         for j, x in enumerate(images(program)):
-            np.save(tmp_path / f"{i}-{j}.npy", test_tflite.nhwc(x))
+            np.save(tmp_path / f"{i}-{j}.npy", nhwc(x))
     (tmp_path / "bad.tflite").write_bytes(tflite_file(small(), version=2))
     jobs = [(i, threads, p.inputs) for i, p in enumerate(programs) for threads in (1, 2)]
     (tmp_path / "cases.json").write_text(json.dumps(jobs))
-    done = subprocess.run([tflite214, "-c", test_tflite.OLD, tmp_path, library.find("tflite")],
+    done = subprocess.run([tflite214, "-c", OLD_TFLITE, tmp_path, library.find("tflite")],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "version must be 1, got 2" in done.stdout
     for i, threads, _ in jobs:
         want = truth(programs[i], images(programs[i]))[0]
-        np.testing.assert_allclose(test_tflite.nchw(np.load(tmp_path / f"{i}-{threads}-out.npy")), want, atol=2e-6)
+        np.testing.assert_allclose(nchw(np.load(tmp_path / f"{i}-{threads}-out.npy")), want, atol=2e-6)

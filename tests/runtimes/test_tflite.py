@@ -8,7 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runtime_cases import TfliteBuilder, at_size, make_case, nchw, nhwc, nhwc_shape, single_tflite
+from runtime_cases import (
+    OLD_TFLITE,
+    TfliteBuilder,
+    at_size,
+    delegate,
+    make_case,
+    nchw,
+    nhwc,
+    nhwc_shape,
+    single_tflite,
+)
+from runtime_cases import open_tflite as open_model
+from runtime_cases import run_tflite as run
 
 from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES
 from irstd_edge.runtimes import library
@@ -21,27 +33,6 @@ PLAIN = {"groups": 1, "in_channels": 8, "out_channels": 8, "kernel_h": 3, "kerne
          "dilation_h": 1, "dilation_w": 1, "pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1,
          "residual": 0, "activation": 0, "fraction_bits": -1, "pad_value": 0}
 ADD, RELU, RESHAPE = 0, 19, 22  # of the schema's BuiltinOperator
-
-
-def delegate(**options):
-    return interpreters.load_delegate(str(library.find("tflite")), options)
-
-
-def open_model(model: bytes, threads: int | None = 1, **options):
-    return interpreters.Interpreter(
-        model_content=model, num_threads=threads, experimental_delegates=[delegate(**options)])
-
-
-def run(interpreter, *inputs: np.ndarray) -> list[np.ndarray]:
-    """NCHW in and out; the sizes are those of the inputs."""
-    for detail, x in zip(interpreter.get_input_details(), inputs, strict=True):
-        if tuple(detail["shape"]) != nhwc_shape(x.shape):
-            interpreter.resize_tensor_input(detail["index"], nhwc_shape(x.shape))
-    interpreter.allocate_tensors()
-    for detail, x in zip(interpreter.get_input_details(), inputs, strict=True):
-        interpreter.set_tensor(detail["index"], nhwc(x))
-    interpreter.invoke()
-    return [nchw(interpreter.get_tensor(detail["index"])) for detail in interpreter.get_output_details()]
 
 
 def run_case(interpreter, case) -> np.ndarray:
@@ -313,26 +304,6 @@ def test_every_isa_is_exact(monkeypatch):
 
 # ---- the legacy interpreter ----
 
-OLD = """
-import json, sys
-import numpy as np
-from tflite_runtime.interpreter import Interpreter, load_delegate
-folder, library = sys.argv[1:]
-for index, threads, inputs in json.load(open(folder + "/cases.json")):
-    delegate = load_delegate(library)
-    interpreter = Interpreter(f"{folder}/{index}.tflite", num_threads=threads, experimental_delegates=[delegate])
-    for repeat in range(2):
-        interpreter.allocate_tensors()
-        for i, detail in enumerate(interpreter.get_input_details()):
-            interpreter.set_tensor(detail["index"], np.load(f"{folder}/{index}-{i}.npy"))
-        interpreter.invoke()
-    np.save(f"{folder}/{index}-{threads}-out.npy", interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
-try:
-    Interpreter(folder + "/bad.tflite", experimental_delegates=[load_delegate(library)]).allocate_tensors()
-except (RuntimeError, ValueError) as e:
-    print(e)
-"""
-
 
 @pytest.mark.slow
 def test_tflite_runtime_214(tflite214, tmp_path):
@@ -354,7 +325,7 @@ def test_tflite_runtime_214(tflite214, tmp_path):
     (tmp_path / "bad.tflite").write_bytes(single_tflite(make_case(0), version=2))
     jobs = [(i, threads, len(inputs[i])) for i in range(len(models)) for threads in (1, 2)]
     (tmp_path / "cases.json").write_text(json.dumps(jobs))
-    done = subprocess.run([tflite214, "-c", OLD, tmp_path, library.find("tflite")],
+    done = subprocess.run([tflite214, "-c", OLD_TFLITE, tmp_path, library.find("tflite")],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "version must be in 1..1, got 2" in done.stdout

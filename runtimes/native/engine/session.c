@@ -173,7 +173,9 @@ irstd_status irstd_run_layer(irstd_session *s, const char *name) {
         if (!strcmp(s->nodes[k].name, name)) {
             if (s->nodes[k].output->external || s->nodes[k].inputs[0]->external)
                 return irstd_fail(&last_error, IRSTD_INVALID, "%s reads or writes the caller's buffers", name);
+            const uint64_t mode = irstd_flush_denormals();
             irstd_run_node(s, k);
+            irstd_set_float_mode(mode);
             return IRSTD_OK;
         }
     return irstd_fail(&last_error, IRSTD_INVALID, "there is no layer %.100s", name);

@@ -49,20 +49,35 @@ def host(tmp_path_factory, qemu) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory, host) -> Path:
-    """BiisNet for 64x64, with input.npy; the ONNX file gives the binary layers' maps too."""
+def export_biisnet(out: Path, libraries: Path, *options: str) -> Path:
+    """BiisNet for 64x64, with input.npy; in the ONNX file the maps of binary nodes are outputs too."""
     import onnx
 
-    libraries = tmp_path_factory.mktemp("libraries")
-    for name in ("libirstd.so", "adapters/ort/libirstd_ort.so", "adapters/tflite/libirstd_tflite.so"):
-        (libraries / Path(name).name).symlink_to(host / name)
-    out = tmp_path_factory.mktemp("bundle") / "out"
     run([sys.executable, "-c", "from irstd_edge.cli import entry_point; entry_point()", "export", "biisnet", "--to",
-         "onnx,tflite,native", "--input-size", "64", "--out", out], env={"IRSTD_LIBRARY_DIR": str(libraries)})
+         "onnx,tflite,native", "--input-size", "64", "--out", out, *options], env={"IRSTD_LIBRARY_DIR": str(libraries)})
     model = onnx.load(out / "model.onnx")
     maps = [name for node in model.graph.node if node.op_type == "BinaryConv2d" for name in node.output]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in maps)
     onnx.save(model, out / "model.onnx")
     np.save(out / "input.npy", np.load(out / "test_vectors.npz")["input"][2:3])
     return out
+
+
+@pytest.fixture(scope="session")
+def host_libraries(tmp_path_factory, host) -> Path:
+    folder = tmp_path_factory.mktemp("libraries")
+    for name in ("libirstd.so", "adapters/ort/libirstd_ort.so", "adapters/tflite/libirstd_tflite.so"):
+        (folder / Path(name).name).symlink_to(host / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory, host_libraries) -> Path:
+    """One fused program."""
+    return export_biisnet(tmp_path_factory.mktemp("bundle") / "out", host_libraries)
+
+
+@pytest.fixture(scope="session")
+def layers(tmp_path_factory, host_libraries) -> Path:
+    """One node per layer."""
+    return export_biisnet(tmp_path_factory.mktemp("layers") / "out", host_libraries, "--per-layer")

@@ -20,17 +20,29 @@ LIBRARIES = {"onnx": "ort", "tflite": "tflite"}
 PROBABILITY = "probability"
 
 
-@pytest.mark.parametrize("runtime", LIBRARIES)
-def test_the_compressed_layers_give_the_bits_of_this_machine(runtime, bundle, host, tmp_path):
+def run_both(runtime: str, folder: Path, host: Path, tmp_path: Path) -> tuple[dict, dict]:
+    """Every map that the runtime tells, by name: on this machine, and as Cortex-A53."""
     name = f"adapters/{LIBRARIES[runtime]}/libirstd_{LIBRARIES[runtime]}.so"
-    arguments = [runtime, bundle / f"model.{runtime}"]
-    run([sys.executable, SCRIPT, *arguments, host / name, bundle / "input.npy", tmp_path / "here.npz"])
+    arguments = [runtime, folder / f"model.{runtime}"]
+    run([sys.executable, SCRIPT, *arguments, host / name, folder / "input.npy", tmp_path / "here.npz"])
     library = cross_build("aarch64", f"irstd_{LIBRARIES[runtime]}") / name
     prefix, python, env = machine.python("cortex-a53")
-    emulate("cortex-a53", [*python, SCRIPT, *arguments, library, bundle / "input.npy", tmp_path / "there.npz"],
+    emulate("cortex-a53", [*python, SCRIPT, *arguments, library, folder / "input.npy", tmp_path / "there.npz"],
             prefix=prefix, env=env, count=False)
     here, there = np.load(tmp_path / "here.npz"), np.load(tmp_path / "there.npz")
+    np.testing.assert_allclose(there[PROBABILITY], here[PROBABILITY], rtol=0, atol=1e-6)
+    return here, there
+
+
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_the_compressed_layers_give_the_bits_of_this_machine(runtime, layers, host, tmp_path):
+    here, there = run_both(runtime, layers, host, tmp_path)
     maps = [key for key in here if re.fullmatch(r"binary_conv2d(_\d+)?", key)]
     assert len(maps) == 16
     assert not [key for key in maps if not np.array_equal(here[key], there[key])]
-    np.testing.assert_allclose(there[PROBABILITY], here[PROBABILITY], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_the_fused_program_gives_the_probability_of_this_machine(runtime, bundle, host, tmp_path):
+    here, _ = run_both(runtime, bundle, host, tmp_path)
+    assert not [key for key in here if "binary_conv2d" in key]

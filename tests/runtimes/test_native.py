@@ -294,6 +294,14 @@ def test_the_runner(bench, model, tmp_path):
     np.testing.assert_allclose(y, run_program(small(), x)[0], atol=2e-6)
 
 
+def test_the_runner_times_layers(bench, model):
+    names = [n.name for n in small().nodes]
+    result = json.loads(run_bench(bench, model, "--height", 16, "--width", 24, "--runs", 2, "--profile").stdout)
+    assert len(result["layer_us"]) == len(names) and all(us > 0 for us in result["layer_us"])
+    done = run_bench(bench, model, "--height", 16, "--width", 24, "--layer", "no such layer")
+    assert done.returncode == 2 and "no such layer" in done.stderr
+
+
 def test_the_runner_runs_long_enough_and_needs_no_input(bench, model):
     result = json.loads(run_bench(bench, model, "--height", 16, "--width", 24, "--min-seconds", 0.2, "--runs",
                                   1).stdout)

@@ -30,6 +30,7 @@ static const char usage[] =
     "  --runs N           timed runs, at least; 100\n"
     "  --min-seconds S    timed runs, at least so long; 0\n"
     "  --layer NAME       time this layer alone, on what a run left in its inputs; one thread\n"
+    "  --profile          tell the shortest time of each layer too, of ten runs\n"
     "  --markers          mark every timed run for the instruction counter\n"
     "  --json FILE        write the result there too\n";
 
@@ -68,7 +69,7 @@ static void flush_to_zero(void) {
 
 typedef struct {
     const char *model, *output, *json, *layer, *inputs[MAX_FILES];
-    int input_count, markers;
+    int input_count, markers, profile;
     long height, width, threads, warmup, runs;
     double seconds;
 } options;
@@ -89,6 +90,10 @@ static options parse(int count, char **arguments) {
         if (!strcmp(name, "--help") || !strcmp(name, "-h")) {
             fputs(usage, stdout);
             exit(0);
+        }
+        if (!strcmp(name, "--profile")) {
+            o.profile = 1;
+            continue;
         }
         if (!strcmp(name, "--markers")) {
             o.markers = 1;
@@ -228,7 +233,24 @@ static void print_text(FILE *file, const char *text) {
     fputc('"', file);
 }
 
-static void print_result(FILE *file, const options *o, const char *description, const double *samples, size_t count) {
+/* The shortest time of each layer in microseconds, in the order of the description; returns how many. */
+static size_t profile(irstd_session *session, float **inputs, float **outputs, double **shortest) {
+    size_t layers = 0;
+    for (const char *at = irstd_describe(session); (at = value_of(at, "kernel")); at++) layers++;
+    uint64_t *taken = allocate(layers * sizeof *taken);
+    *shortest = allocate(layers * sizeof **shortest);
+    for (int run = 0; run < 10; run++) {
+        memset(taken, 0, layers * sizeof *taken);
+        if (irstd_run_profiled(session, (const float *const *)inputs, outputs, taken)) fail(UNSUPPORTED, "%s", irstd_last_error());
+        for (size_t k = 0; k < layers; k++)
+            if (!run || (double)taken[k] * 1e-3 < (*shortest)[k]) (*shortest)[k] = (double)taken[k] * 1e-3;
+    }
+    free(taken);
+    return layers;
+}
+
+static void print_result(FILE *file, const options *o, const char *description, const double *samples, size_t count,
+                         const double *layers, size_t layer_count) {
     double *sorted = allocate(count * sizeof *sorted), sum = 0;
     memcpy(sorted, samples, count * sizeof *sorted);
     qsort(sorted, count, sizeof *sorted, ascending);
@@ -247,7 +269,9 @@ static void print_result(FILE *file, const options *o, const char *description, 
     fprintf(file, " \"arena_bytes\": %.0f, \"peak_rss_bytes\": %llu,\n \"samples_ms\": [", number_of(description, "arena_bytes"),
             (unsigned long long)used.ru_maxrss * 1024);
     for (size_t k = 0; k < count; k++) fprintf(file, "%s%.6f", k ? ", " : "", samples[k]);
-    fprintf(file, "],\n \"engine\": %s}\n", description);
+    fputs("],\n", file);
+    for (size_t k = 0; k < layer_count; k++) fprintf(file, "%s%.1f%s", k ? ", " : " \"layer_us\": [", layers[k], k + 1 < layer_count ? "" : "],\n");
+    fprintf(file, " \"engine\": %s}\n", description);
     free(sorted);
 }
 
@@ -306,16 +330,19 @@ int main(int count, char **arguments) {
     }
     if (!samples) fail(MISSING, "out of memory");
     if (o.output) write_outputs(o.output, outputs, out, output_count);
-    print_result(stdout, &o, description, samples, done);
+    double *layers = NULL;
+    size_t layer_count = o.profile ? profile(session, inputs, outputs, &layers) : 0;
+    print_result(stdout, &o, description, samples, done, layers, layer_count);
     if (o.json) {
         file = fopen(o.json, "w");
         if (!file) fail(USAGE, "%s: cannot be written (%s)", o.json, strerror(errno));
-        print_result(file, &o, description, samples, done);
+        print_result(file, &o, description, samples, done, layers, layer_count);
         if (fclose(file)) fail(USAGE, "%s: cannot be written (%s)", o.json, strerror(errno));
     }
     for (int k = 0; k < input_count; k++) free(inputs[k]);
     for (int k = 0; k < output_count; k++) free(outputs[k]);
     free(samples);
+    free(layers);
     irstd_close(session);
     return 0;
 }

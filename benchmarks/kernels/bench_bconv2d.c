@@ -4,8 +4,8 @@
  *   bench_bconv2d [--seconds S] [--layout nchw|nhwc]
  *
  * Prints the median in ms, GOP/s (2 operations per binary multiply-accumulate, packing and epilogue
- * included), and the share of what the ALUs alone could do, measured in the same run from registers:
- * "table" is vpshufb + vpaddb, "classic" xor and the popcount emulated by vpshufb, "vpopcntd" AVX-512. */
+ * included), and the share of what the ALUs alone could do, measured in the same run from registers (peaks.h):
+ * "table" is vpshufb + vpaddb, "classic" xor and the popcount emulated by vpshufb, "vpopcntw" AVX-512. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,17 +13,12 @@
 #include <time.h>
 
 #include "irstd.h"
+#include "peaks.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include <xmmintrin.h>
 #define X86 1
 #endif
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int compare(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -36,22 +31,6 @@ static double median(double *values, int count) {
 }
 
 #ifdef X86
-/* The peaks are in assembly: compilers spill some of these registers. */
-#define LOOK_UP(acc, table, x, temporary) \
-    "vpshufb %%ymm" #x ", %%ymm" #table ", %%ymm" #temporary                                    \
-    "\n\tvpaddb %%ymm" #temporary ", %%ymm" #acc ", %%ymm" #acc "\n\t"
-#define YMM "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", \
-        "ymm12", "ymm13", "ymm14", "ymm15"
-
-__attribute__((target("avx2"))) static double peak_table(long rounds) {
-    double start = now();
-    for (long r = 0; r < rounds; r++)
-        __asm__ volatile(LOOK_UP(0, 8, 12, 14) LOOK_UP(1, 8, 13, 15) LOOK_UP(2, 9, 12, 14) LOOK_UP(3, 9, 13, 15)
-                         LOOK_UP(4, 10, 12, 14) LOOK_UP(5, 10, 13, 15) LOOK_UP(6, 11, 12, 14) LOOK_UP(7, 11, 13, 15)
-                         ::: YMM);
-    return 2.0 * 8 * 128 * (double)rounds / (now() - start) * 1e-9;
-}
-
 /* acc += popcount(x ^ w), the two nibble counts summed first: 8 instructions for 256 bits. */
 #define CLASSIC(acc, x, w, a, b)                                                                                \
     "vpxor %%ymm" #x ", %%ymm" #w ", %%ymm" #a "\n\tvpand %%ymm" #a ", %%ymm14, %%ymm" #b                       \
@@ -63,23 +42,9 @@ __attribute__((target("avx2"))) static double peak_classic(long rounds) {
     double start = now();
     for (long r = 0; r < rounds; r++)
         __asm__ volatile(CLASSIC(0, 4, 6, 8, 9) CLASSIC(1, 5, 6, 10, 11) CLASSIC(2, 4, 7, 12, 13)
-                         CLASSIC(3, 5, 7, 8, 9) ::: YMM);
+                         CLASSIC(3, 5, 7, 8, 9) ::: "ymm0", "ymm1", "ymm2", "ymm3", "ymm8", "ymm9", "ymm10", "ymm11", "ymm12",
+                         "ymm13");
     return 2.0 * 4 * 256 * (double)rounds / (now() - start) * 1e-9;
-}
-
-__attribute__((target("avx512f,avx512vpopcntdq"))) static double peak_vpopcntd(long rounds) {
-    __m512i acc[16], x[4], w[4];
-    for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_si512();
-    for (int i = 0; i < 4; i++) x[i] = w[i] = _mm512_set1_epi32(i + 3);
-    double start = now();
-    for (long r = 0; r < rounds; r++) {
-        for (int i = 0; i < 4; i++) __asm__ volatile("" : "+v"(x[i]));
-        for (int i = 0; i < 16; i++)
-            acc[i] = _mm512_add_epi32(acc[i], _mm512_popcnt_epi32(_mm512_xor_si512(x[i % 4], w[i / 4])));
-    }
-    double seconds = now() - start;
-    for (int i = 0; i < 16; i++) __asm__ volatile("" : "+v"(acc[i]));
-    return 2.0 * 16 * 512 * (double)rounds / seconds * 1e-9;
 }
 #endif
 
@@ -203,11 +168,11 @@ int main(int argc, char **argv) {
         const char *isa = irstd_isa_name(i);
         if (!irstd_isa_available(i)) continue;
         if (!strcmp(isa, "avx2")) {
-            peaks[i] = best(peak_table, 5000000);
+            peaks[i] = best(peak_avx2, 5000000);
             printf("peak: table %.0f GOP/s, classic popcount %.0f GOP/s\n", peaks[i], best(peak_classic, 5000000));
-        } else if (!strcmp(isa, "avx512") && __builtin_cpu_supports("avx512vpopcntdq")) {
-            peaks[i] = best(peak_vpopcntd, 5000000);
-            printf("peak: vpopcntd %.0f GOP/s\n", peaks[i]);
+        } else if (!strcmp(isa, "avx512") && __builtin_cpu_supports("avx512bitalg")) {
+            peaks[i] = best(peak_avx512, 5000000);
+            printf("peak: vpopcntw %.0f GOP/s\n", peaks[i]);
         }
     }
 #endif

@@ -108,7 +108,11 @@ class ExactConv2d(nn.Conv2d):
         return FrozenExactConv2d(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) if self.training else self.freeze()(x)
+        if not self.training:
+            return self.freeze()(x)
+        # The full-precision stream begins here: it stays float32 where the rest trains in bfloat16.
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 def exact_conv2d(*args, fraction_bits: int, input_bits: int = 11, **kwargs) -> nn.Conv2d:

@@ -98,12 +98,13 @@ def data(root: Path | None) -> None:
 @click.option("--out", type=_PATH, required=True, help="Folder of the run: weights, curves, state.")
 @click.option("--resume", is_flag=True, help="Go on after the last validation of the run in --out.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default bf16 on CUDA, else fp32.")
 @click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile (needs a C++ compiler).")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
 @click.option("--init", "initial", type=_PATH, help="Weights to start from.")
 @click.option("--allow-pickle", is_flag=True, help="Let --init be a pickled checkpoint, which can run code.")
-def train(recipe, root, out, resume, device, compile_network, threads, epochs, initial, allow_pickle) -> None:
+def train(recipe, root, out, resume, device, precision, compile_network, threads, epochs, initial, allow_pickle) -> None:
     from dataclasses import replace
 
     import torch
@@ -141,8 +142,8 @@ def train(recipe, root, out, resume, device, compile_network, threads, epochs, i
                 print(f"epoch {epoch.epoch}/{settings.epochs} loss {epoch.loss:.4f} {text}", flush=True)
             plot_curves(out / "curves.csv", out / "curves.png")
 
-        run_training(settings, root, out, device=device, compile_network=compile_network, resume=resume,
-                     initial=weights, on_epoch=on_epoch)
+        run_training(settings, root, out, device=device, precision=precision, compile_network=compile_network,
+                     resume=resume, initial=weights, on_epoch=on_epoch)
     plot_curves(out / "curves.csv", out / "curves.png")
     best = out / "best.safetensors"
     click.echo(f"{best if best.exists() else out / 'last.safetensors'}")

@@ -27,6 +27,7 @@ from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.training.losses import soft_iou
 from irstd_edge.training.recipe import Recipe
 
+PRECISIONS = ("fp32", "bf16")
 CURVE_FIELDS = ("epoch", "loss", "learning_rate", "iou", "niou", "pd", "fa", "seconds")
 
 
@@ -100,6 +101,7 @@ def train(
     out: Path,
     *,
     device: str = "cpu",
+    precision: str | None = None,
     compile_network: bool = False,
     resume: bool = False,
     initial: dict[str, torch.Tensor] | None = None,
@@ -114,7 +116,9 @@ def train(
         recipe: what to train, on what, how.
         root: the folder that holds the data set's folder.
         out: the folder of the run.
-        device: ``cpu`` or ``cuda``; on CUDA the network runs in bfloat16 where autocast allows, the loss in float32.
+        device: ``cpu`` or ``cuda``.
+        precision: one of :data:`PRECISIONS`; with ``bf16`` the network runs in bfloat16 where autocast allows, the
+            full-precision stream of binary networks and the loss in float32. Default ``bf16`` on CUDA, else ``fp32``.
         compile_network: train through ``torch.compile``.
         resume: go on after the last validation of the run in ``out``; on the CPU, with the same number of threads,
             the result is that of an unbroken run, bit for bit.
@@ -127,6 +131,7 @@ def train(
     state_file = out / "resume.pt"
     if not resume and any((out / name).exists() for name in ("resume.pt", "curves.csv", "last.safetensors")):
         raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
+    precision = precision or ("bf16" if torch.device(device).type == "cuda" else "fp32")
     torch.manual_seed(recipe.seed)
     sets = {Dataset(root, name, "train"): times for name, times in recipe.datasets.items()}
     normalisation = next(iter(sets)).normalisation
@@ -156,7 +161,7 @@ def train(
         if first == 0:
             record = recipe.as_dict() | {
                 "normalisation": normalisation.__dict__, "held_out": held, "images": len(samples),
-                "initial": initial is not None,
+                "initial": initial is not None, "precision": precision,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(device),
             }
             write_text(out / "recipe.json", json.dumps(record, indent=2) + "\n")
@@ -181,7 +186,7 @@ def train(
         for begin in range(0, len(order) - recipe.batch + 1, recipe.batch) or [0]:
             x, target = _batch(samples, order[begin:begin + recipe.batch], recipe, normalisation, rng)
             x = x.to(device, memory_format=torch.channels_last)
-            with torch.autocast("cuda", torch.bfloat16, enabled=torch.device(device).type == "cuda"):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                 probability = step(x)
             loss = soft_iou(probability.float(), target.to(device))
             optimizer.zero_grad(set_to_none=True)

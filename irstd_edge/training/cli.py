@@ -104,7 +104,8 @@ def data(root: Path | None) -> None:
 @click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
 @click.option("--init", "initial", type=_PATH, help="Weights to start from.")
 @click.option("--allow-pickle", is_flag=True, help="Let --init be a pickled checkpoint, which can run code.")
-def train(recipe, root, out, resume, device, precision, compile_network, threads, epochs, initial, allow_pickle) -> None:
+def train(recipe, root, out, resume, device, precision, compile_network, threads, epochs, initial,
+          allow_pickle) -> None:
     from dataclasses import replace
 
     import torch

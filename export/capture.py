@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -107,11 +107,21 @@ def _export(frozen: nn.Module, example: torch.Tensor, multiple: int | None) -> t
         try:
             return _onnx_export(frozen, example, ({2: height, 3: width},)), ""
         except Exception as e:  # the exporter's errors have no common class
+            _raise_interrupt(e)
             reason = f"PyTorch cannot export it with a dynamic size: {_root_line(e)}"
     try:
         return _onnx_export(frozen, example, None), reason
     except Exception as e:
+        _raise_interrupt(e)
         raise UnsupportedError(f"PyTorch cannot export the network: {_root_line(e)}") from e
+
+
+def _raise_interrupt(error: BaseException | None) -> None:
+    """Ctrl-C while PyTorch exports comes back as an error of its own, wrapped: make it a KeyboardInterrupt again."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        error = error.__cause__ or error.__context__
 
 
 def _onnx_export(frozen: nn.Module, example: torch.Tensor, dynamic_shapes) -> ir.Model:
@@ -147,9 +157,9 @@ def _fixed_point(x, fraction_bits, bits):
 def _quiet():
     """Without the exporter's progress lines and warnings: what matters is raised or recorded."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

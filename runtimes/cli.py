@@ -360,7 +360,8 @@ def _print_verification(result) -> None:
         for kind, s in summaries.items():
             table.add_row(kind, title, str(s.images), f"{s.max_abs:.2e}", f"{TOLERANCES[kind].max_abs:.0e}",
                           f"{1 - s.cosine:.1e}", str(s.flipped_pixels), str(s.images_with_flips),
-                          "[red]differs[/]" if s.violations else "[green]equal[/]")
+                          "[red]differs[/]" if s.violations else
+                          "[green]equal[/]" if not s.flipped_pixels else "[green]within the limits[/]")
     tables = [table]
     if result.accuracy:
         metrics = _table("artefact", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")

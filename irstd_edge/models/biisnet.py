@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from irstd_edge.nn.binary import DotBinaryConv2d
-from irstd_edge.nn.blocks import Down, FloatUnit, UnitFactory, Up, exact_conv2d, grid_of
+from irstd_edge.nn.blocks import Down, FloatUnit, UnitFactory, Up, exact_conv2d, grid_of, probability_head
 
 
 class BiisNet(nn.Module):
@@ -44,9 +44,7 @@ class BiisNet(nn.Module):
         self.bottleneck = stage(c3, bottleneck)
         self.up2, self.decoder2 = Up(unit, c3), stage(c2, blocks)
         self.up1, self.decoder1 = Up(unit, c2), stage(c1, blocks)
-        self.head = nn.Conv2d(c1, 1, 1)
-        # Targets cover some 0.1 % of an image: start from a low probability everywhere.
-        nn.init.constant_(self.head.bias, -4.0)
+        self.head = probability_head(c1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         e1 = self.encoder1(self.stem(x))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from irstd_edge.models.biisnet import biisnet, biisnet_float
+from irstd_edge.models.mdpnet import mdpnet
+from irstd_edge.models.resunet import resunet, resunet_basicirstd
 
 
 class UnknownModelError(ValueError):
@@ -18,19 +21,40 @@ class UnknownModelError(ValueError):
 @dataclass(frozen=True)
 class Model:
     name: str
+    #: Makes the network with fresh weights; takes what its class takes, such as ``in_channels``.
     factory: Callable[..., nn.Module]
     summary: str
     source: str
+    #: The heading it is listed under.
+    family: str
     #: The float network of the same topology to compare speed with, if any.
     float_twin: str | None = None
+    #: The larger network to distil from, if any.
+    teacher: str | None = None
 
+
+_MDPNET = "reconstructed after the abstract of Infrared Phys. & Technol. 131 (2023) 104671"
+_RESUNET = "public code of DNANet's authors, own implementation"
 
 MODELS: dict[str, Model] = {
     m.name: m
     for m in (
         Model("biisnet", biisnet, "binarised three-level U-Net, Dot-binary convolutions",
-              "reconstructed after the abstract of arXiv 2503.02662", "biisnet-float"),
-        Model("biisnet-float", biisnet_float, "float twin of biisnet: same topology, float convolutions", "ours"),
+              "reconstructed after the abstract of arXiv 2503.02662", "BiisNet", "biisnet-float"),
+        Model("biisnet-float", biisnet_float, "float twin of biisnet: same topology, float convolutions", "ours",
+              "BiisNet"),
+        Model("mdpnet", mdpnet, "parallel pyramids of dilated depth-wise separable convolutions, layout a", _MDPNET,
+              "MDPNet"),
+        Model("mdpnet-b", partial(mdpnet, "b"), "layout b of mdpnet: wider, narrow branches, 13 blocks", _MDPNET,
+              "MDPNet"),
+        Model("resunet", resunet, "residual U-Net of five levels, 8 to 128 channels (width two)", _RESUNET, "ResUNet",
+              teacher="resunet-three"),
+        Model("resunet-one", partial(resunet, "one"), "resunet of 4 to 64 channels", _RESUNET, "ResUNet",
+              teacher="resunet-three"),
+        Model("resunet-three", partial(resunet, "three"), "resunet of 16 to 256 channels", _RESUNET, "ResUNet"),
+        Model("resunet-four", partial(resunet, "four"), "resunet of 32 to 512 channels", _RESUNET, "ResUNet"),
+        Model("resunet-basicirstd", resunet_basicirstd, "BasicIRSTD's resunet of four levels, 16 to 128 channels",
+              "public code of BasicIRSTD, own implementation", "ResUNet"),
     )
 }
 

@@ -9,8 +9,11 @@ from functools import partial
 
 from torch import nn
 
+from irstd_edge.models.acm import ACMFPN, ACMUNet, ALCNet
 from irstd_edge.models.biisnet import biisnet, biisnet_float
+from irstd_edge.models.dnanet import dnanet
 from irstd_edge.models.mdpnet import mdpnet
+from irstd_edge.models.mshnet import mshnet
 from irstd_edge.models.resunet import resunet, resunet_basicirstd
 
 
@@ -35,6 +38,9 @@ class Model:
 
 _MDPNET = "reconstructed after the abstract of Infrared Phys. & Technol. 131 (2023) 104671"
 _RESUNET = "public code of DNANet's authors, own implementation"
+_DNANET = "arXiv 2106.00487 and its public code, own implementation"
+_BASICIRSTD = "public code of BasicIRSTD, own implementation"
+_ACM = "arXiv 2009.14530 and acm-pytorch's public code, own implementation"
 
 MODELS: dict[str, Model] = {
     m.name: m
@@ -54,7 +60,21 @@ MODELS: dict[str, Model] = {
         Model("resunet-three", partial(resunet, "three"), "resunet of 16 to 256 channels", _RESUNET, "ResUNet"),
         Model("resunet-four", partial(resunet, "four"), "resunet of 32 to 512 channels", _RESUNET, "ResUNet"),
         Model("resunet-basicirstd", resunet_basicirstd, "BasicIRSTD's resunet of four levels, 16 to 128 channels",
-              "public code of BasicIRSTD, own implementation", "ResUNet"),
+              _BASICIRSTD, "ResUNet"),
+        Model("dnanet", dnanet, "dense nested attention network of ResNet-18's depth, 16 to 256 channels", _DNANET,
+              "DNANet"),
+        Model("dnanet-two", partial(dnanet, "two"), "dnanet of 8 to 128 channels, attention ratio 8", _DNANET,
+              "DNANet", teacher="dnanet"),
+        Model("dnanet-one", partial(dnanet, "one"), "dnanet of 4 to 64 channels, attention ratio 4", _DNANET,
+              "DNANet", teacher="dnanet"),
+        Model("mshnet", mshnet, "residual U-Net with attention and a head at every scale",
+              "arXiv 2403.19366 and its public code, own implementation", "MSHNet"),
+        Model("acm", ACMUNet, "asymmetric contextual modulation on a U-Net, three blocks a stage", _BASICIRSTD, "ACM"),
+        Model("acm-unet", partial(ACMUNet, blocks=4, project=True),
+              "asymmetric contextual modulation on a U-Net, four blocks a stage", _ACM, "ACM"),
+        Model("acm-fpn", ACMFPN, "asymmetric contextual modulation on a feature pyramid", _ACM, "ACM"),
+        Model("alcnet", ALCNet, "BasicIRSTD's ALCNet: ACM's fusion, transposed convolutions, a light decoder",
+              _BASICIRSTD, "ACM"),
     )
 }
 

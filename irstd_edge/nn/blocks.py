@@ -73,9 +73,9 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 1, *, stride
         nn.BatchNorm2d(out_channels))
 
 
-def probability_head(channels: int, kernel_size: int = 1) -> nn.Conv2d:
-    """The last convolution, to one channel of logits."""
-    head = nn.Conv2d(channels, 1, kernel_size, padding=kernel_size // 2)
+def probability_head(channels: int) -> nn.Conv2d:
+    """The last convolution, 1x1 to one channel of logits."""
+    head = nn.Conv2d(channels, 1, 1)
     # Targets cover some 0.1 % of an image: start from a low probability everywhere.
     nn.init.constant_(head.bias, -4.0)
     return head

@@ -1,11 +1,9 @@
-"""Residual blocks of the float networks: ResUNet's, and with channel and spatial attention DNANet's and MSHNet's.
+"""Residual blocks of the float networks: ResUNet's and ACM's, with channel and spatial attention DNANet's and MSHNet's.
 
 Parameter names are those of the public checkpoints of these networks (``conv1``, ``bn1``, ``shortcut.0``, ``ca.fc1``).
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 import torch.nn.functional as F
@@ -44,24 +42,28 @@ class SpatialAttention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with BN, a shortcut (1x1 with BN where channels change), ReLU after the first and the sum.
+    """Two 3x3 convolutions with BN, a shortcut (1x1 with BN where the shape changes), ReLU after the first and the sum.
 
     Args:
-        in_channels, out_channels: of the convolutions, which have biases as in the public code.
+        in_channels, out_channels: of the convolutions.
         attention_ratio: of the channel attention, followed by spatial attention, before the sum; None for neither.
+        stride: of the first convolution and the shortcut.
+        bias: whether the convolutions have one; BN makes it idle, but some public weights hold it.
 
-    Shapes: float ``[N, in_channels, H, W]`` to float ``[N, out_channels, H, W]``.
+    Shapes: float ``[N, in_channels, H, W]`` to float ``[N, out_channels, H / stride, W / stride]``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, attention_ratio: int | None = None):
+    def __init__(self, in_channels: int, out_channels: int, attention_ratio: int | None = None, stride: int = 1,
+                 bias: bool = True):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Identity()
-        if in_channels != out_channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias),
+                                          nn.BatchNorm2d(out_channels))
         self.attended = attention_ratio is not None
         if self.attended:
             self.ca, self.sa = ChannelAttention(out_channels, attention_ratio), SpatialAttention()
@@ -74,13 +76,14 @@ class ResidualBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-def residual_stage(in_channels: int, out_channels: int, blocks: int = 1,
-                   attention_ratio: int | None = None) -> nn.Sequential:
-    """``blocks`` residual blocks, the first of which changes the channels."""
-    widths = [in_channels] + [out_channels] * blocks
-    return nn.Sequential(*(ResidualBlock(i, o, attention_ratio) for i, o in itertools.pairwise(widths)))
+def residual_stage(in_channels: int, out_channels: int, blocks: int = 1, attention_ratio: int | None = None,
+                   stride: int = 1, bias: bool = True) -> nn.Sequential:
+    """``blocks`` residual blocks, the first of which changes the channels and has the stride."""
+    first = ResidualBlock(in_channels, out_channels, attention_ratio, stride, bias)
+    others = (ResidualBlock(out_channels, out_channels, attention_ratio, bias=bias) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)
 
 
-def upsample(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
+def upsample(x: torch.Tensor, factor: float = 2) -> torch.Tensor:
     """Bilinear with corners aligned, as the public code of these networks samples."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)

@@ -7,14 +7,16 @@ Parameters (all integers):
     PReLU values, and two per channel of batch normalisation (its gain and offset, which is also what is left of it
     after folding). Running statistics and scales derived from weights are not learned and not counted.
 ``binary_div32_plus_conv``
-    ``ceil(binary weights / 32)`` + the weights and biases of full-precision convolutions and linear layers: the
-    "Params" of published binary networks to within some 3 % (BiSRNet and those it compares).
+    ``ceil(bits of compressed weights / 32)`` + the weights and biases of full-precision convolutions and linear
+    layers: the "Params" of published binary networks to within some 3 % (BiSRNet and those it compares). A binary
+    weight is one bit, one of a quantised convolution its ``weight_bits``.
 ``binary_div32_plus_all``
-    ``ceil(binary weights / 32)`` + every other learned value.
+    The same bits / 32 + every other learned value.
 
-Operations, at one input size, batch 1: ``macs`` multiply-accumulates of full-precision convolutions and linear
-layers, ``bops`` binary ones; one multiply-accumulate counts one (as thop counts "FLOPs"). Padding taps count;
-BN, activations, additions, pooling and resampling do not. ``ops = macs + bops / 64``, as Bi-Real Net and ReActNet.
+Operations, at one input size, batch 1: ``macs`` multiply-accumulates of full-precision convolutions, linear layers and
+matrix products; ``bops`` those of compressed layers, times bits of weight and of input (1 where both are binary). One
+multiply-accumulate counts one (as thop counts "FLOPs"). Padding taps count; BN, activations, additions, pooling and
+resampling do not. ``ops = macs + bops / 64``, as Bi-Real Net and ReActNet: eight bits by eight are one full operation.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from irstd_edge.nn.binary import BinaryConv2d, DotBinaryConv2d, FoldedBinaryConv2d
+from irstd_edge.nn.attention import SelfAttention
+from irstd_edge.nn.binary import BinaryConv2d, BinaryUnit, FoldedBinaryConv2d
 from irstd_edge.nn.blocks import FrozenExactConv2d
+from irstd_edge.nn.quant import FoldedQuantConv2d, QuantConv2d
 
 REFERENCE_INPUT = (256, 256)
+_COMPRESSED = (BinaryUnit, BinaryConv2d, FoldedBinaryConv2d, QuantConv2d, FoldedQuantConv2d)
 _FLOAT_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -69,10 +74,15 @@ def count_parameters(network: nn.Module) -> Parameters:
         return sum(p.numel() for p in new)
 
     modules = list(network.modules())
-    binary = sum(count([m.weight]) for m in modules if isinstance(m, BinaryConv2d))
+    weights = bits = 0
+    for m in modules:
+        if isinstance(m, BinaryConv2d | QuantConv2d):
+            new = count([m.weight])
+            weights, bits = weights + new, bits + new * getattr(m, "weight_bits", 1)
     convolutions = sum(count([m.weight, m.bias]) for m in modules if isinstance(m, _FLOAT_CONVOLUTIONS))
-    words = -(-binary // 32)
-    return Parameters(raw, words + convolutions, words + raw - binary)
+    convolutions += sum(count([m.bias]) for m in modules if isinstance(m, QuantConv2d))
+    words = -(-bits // 32)
+    return Parameters(raw, words + convolutions, words + raw - weights)
 
 
 @torch.no_grad()
@@ -81,9 +91,14 @@ def measure_complexity(network: nn.Module, size: tuple[int, int] = REFERENCE_INP
     totals = {"macs": 0, "bops": 0}
 
     def count(module, inputs, output):
-        if isinstance(module, DotBinaryConv2d | BinaryConv2d | FoldedBinaryConv2d):
-            spec = module.conv.spec if isinstance(module, DotBinaryConv2d) else module.spec
-            totals["bops"] += output.numel() * spec.macs_per_output
+        if isinstance(module, _COMPRESSED):
+            spec = module.conv.spec if isinstance(module, BinaryUnit) else module.spec
+            bits = getattr(spec, "weight_bits", 1) * getattr(spec, "activation_bits", 1)
+            totals["bops"] += output.numel() * spec.macs_per_output * bits
+        elif isinstance(module, SelfAttention):
+            # Queries by keys, and weights by values; the projections are linear layers of their own.
+            batch, tokens, channels = inputs[0].shape
+            totals["macs"] += 2 * batch * tokens * tokens * channels
         elif isinstance(module, nn.ConvTranspose2d):
             totals["macs"] += inputs[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.Linear):
@@ -91,10 +106,10 @@ def measure_complexity(network: nn.Module, size: tuple[int, int] = REFERENCE_INP
         else:
             totals["macs"] += output.numel() * module.weight[0].numel()
 
-    counted = (DotBinaryConv2d, BinaryConv2d, FoldedBinaryConv2d, FrozenExactConv2d, *_FLOAT_CONVOLUTIONS)
+    counted = (*_COMPRESSED, SelfAttention, FrozenExactConv2d, *_FLOAT_CONVOLUTIONS)
     training = {m: m.training for m in network.modules()}
     device = next((p.device for p in network.parameters()), "cpu")
-    # In evaluation mode a Dot-binary unit runs its folded operator at once: the convolution inside is not called.
+    # In evaluation mode a binary unit runs its folded operator at once: the convolution inside is not called.
     network.eval()
     handles = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, counted)]
     try:

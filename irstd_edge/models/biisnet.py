@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from irstd_edge.nn.binary import DotBinaryConv2d
+from irstd_edge.nn.binary import STYLES, BinaryUnit, DotBinaryConv2d, UnitStyle, dot_style
 from irstd_edge.nn.blocks import Down, FloatUnit, UnitFactory, Up, exact_conv2d, grid_of, probability_head
 
 
@@ -58,6 +58,24 @@ class BiisNet(nn.Module):
 def biisnet(reading: str = "add", **kwargs) -> BiisNet:
     """The binarised network (about 7.7K parameters as the field counts: binary / 32 + full-precision convolutions)."""
     return BiisNet(unit=partial(DotBinaryConv2d, reading=reading), **kwargs)
+
+
+#: Networks of biisnet's topology and budget by what follows ``biisnet-`` in their names: one choice changed each, or
+#: the unit of another binary network.
+VARIANTS: dict[str, UnitStyle] = {
+    "modulate": dot_style("modulate"),
+    "pointwise": dot_style("pointwise"),
+    "nopath": dot_style("none"),
+    "ste": dot_style(surrogate="ste"),
+    "approxsign": dot_style(surrogate="approxsign"),
+    "tanh": dot_style(surrogate="scaled-tanh"),
+    **{name: style for name, style in STYLES.items() if name != "dot"},
+}
+
+
+def biisnet_variant(name: str, **kwargs) -> BiisNet:
+    """A network of :data:`VARIANTS`."""
+    return BiisNet(unit=partial(BinaryUnit, style=VARIANTS[name]), **kwargs)
 
 
 def biisnet_float(**kwargs) -> BiisNet:

@@ -10,11 +10,12 @@ from functools import partial
 from torch import nn
 
 from irstd_edge.models.acm import ACMFPN, ACMUNet, ALCNet
-from irstd_edge.models.biisnet import biisnet, biisnet_float
+from irstd_edge.models.biisnet import VARIANTS, biisnet, biisnet_float, biisnet_variant
 from irstd_edge.models.dnanet import dnanet
 from irstd_edge.models.mdpnet import mdpnet
 from irstd_edge.models.mshnet import mshnet
 from irstd_edge.models.resunet import resunet, resunet_basicirstd
+from irstd_edge.models.sformer import SFormer
 
 
 class UnknownModelError(ValueError):
@@ -36,6 +37,29 @@ class Model:
     teacher: str | None = None
 
 
+_BINARY_BASELINES = {
+    "xnor": ("XNOR-Net", "arXiv 1603.05279"), "bireal": ("Bi-Real Net", "arXiv 1808.00278"),
+    "reactnet": ("ReActNet", "arXiv 2003.03488"), "bisrnet": ("BiSRNet, without its layer norm,", "arXiv 2305.10299"),
+}
+_ABLATIONS = {
+    "modulate": "the binary result modulates the full-precision feature",
+    "pointwise": "a full-precision depth-wise path", "nopath": "no full-precision path",
+    "ste": "the clipped straight-through estimator for Dynamic Softsign",
+    "approxsign": "ApproxSign for Dynamic Softsign", "tanh": "the scaled tanh for Dynamic Softsign",
+}
+
+
+def _variant(name: str) -> Model:
+    """A network of biisnet's topology."""
+    if name in _BINARY_BASELINES:
+        network, paper = _BINARY_BASELINES[name]
+        summary, source = f"biisnet's topology with the unit of {network}", f"unit after {paper}, topology ours"
+    else:
+        summary, source = f"biisnet with one change: {_ABLATIONS[name]}", "ours"
+    return Model(f"biisnet-{name}", partial(biisnet_variant, name), summary.removesuffix(","), source, "BiisNet",
+                 "biisnet-float")
+
+
 _MDPNET = "reconstructed after the abstract of Infrared Phys. & Technol. 131 (2023) 104671"
 _RESUNET = "public code of DNANet's authors, own implementation"
 _DNANET = "arXiv 2106.00487 and its public code, own implementation"
@@ -49,10 +73,12 @@ MODELS: dict[str, Model] = {
               "reconstructed after the abstract of arXiv 2503.02662", "BiisNet", "biisnet-float"),
         Model("biisnet-float", biisnet_float, "float twin of biisnet: same topology, float convolutions", "ours",
               "BiisNet"),
+        *map(_variant, VARIANTS),
         Model("mdpnet", mdpnet, "parallel pyramids of dilated depth-wise separable convolutions, layout a", _MDPNET,
-              "MDPNet"),
+              "MDPNet", teacher="sformer"),
         Model("mdpnet-b", partial(mdpnet, "b"), "layout b of mdpnet: wider, narrow branches, 13 blocks", _MDPNET,
-              "MDPNet"),
+              "MDPNet", teacher="sformer"),
+        Model("sformer", SFormer, "segmentation transformer at 1/8 of the size, to teach mdpnet", "ours", "MDPNet"),
         Model("resunet", resunet, "residual U-Net of five levels, 8 to 128 channels (width two)", _RESUNET, "ResUNet",
               teacher="resunet-three"),
         Model("resunet-one", partial(resunet, "one"), "resunet of 4 to 64 channels", _RESUNET, "ResUNet",

@@ -19,7 +19,7 @@ COUNTS = [
 ]
 #: Published in millions, to three decimals (BasicIRSTD's table).
 PUBLISHED = [("acm", 0.398), ("alcnet", 0.427), ("dnanet", 4.697)]
-SMALL = ["resunet-one", "mdpnet", "mdpnet-b", "dnanet-one", "acm", "acm-unet", "acm-fpn", "alcnet", "mshnet"]
+SMALL = ["resunet-one", "mdpnet", "mdpnet-b", "dnanet-one", "acm", "acm-unet", "acm-fpn", "alcnet", "mshnet", "sformer"]
 
 
 @pytest.mark.parametrize("name, channels, count", COUNTS)

@@ -22,6 +22,7 @@ from torch import nn
 from irstd_edge.bundle import Bundle, Preprocessing, sha256
 from irstd_edge.data import DATASETS, PAD_MULTIPLE
 from irstd_edge.errors import UnsupportedError
+from irstd_edge.layouts import LAYOUTS, convert
 from irstd_edge.metrics import THRESHOLD
 from irstd_edge.models.registry import get_model
 from irstd_edge.opspec import OpSpecError
@@ -127,6 +128,7 @@ def load_network(
     mean: float | None = None,
     std: float | None = None,
     untrained: bool = False,
+    from_layout: str | None = None,
 ) -> LoadedNetwork:
     """A network ready for evaluation or export, in evaluation mode on the CPU.
 
@@ -139,6 +141,7 @@ def load_network(
         mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json`` beside the
             checkpoint), else of the zoo's card.
         untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo.
+        from_layout: a key of :data:`irstd_edge.layouts.LAYOUTS`: whose public checkpoint it is.
 
     Raises :class:`CheckpointError`, and what :func:`build_network` raises.
     """
@@ -153,12 +156,19 @@ def load_network(
             raise CheckpointError(f"{factory} has no trained weights here: give --checkpoint FILE, "
                                   "or --untrained for random ones")
     digest = None
+    if from_layout is not None:
+        _check_layout(from_layout, factory, checkpoint)
     if checkpoint is not None:
         tensors = read_checkpoint(checkpoint, allow_pickle)
+        if from_layout is not None:
+            tensors, known = convert(tensors, network.state_dict(), LAYOUTS[from_layout], *_given(mean, std))
+            mean, std = known or (mean, std)
         try:
             load_weights(network, tensors)
         except CheckpointError as e:
-            raise CheckpointError(f"{checkpoint}: {e}") from e
+            layouts = [name for name, layout in LAYOUTS.items() if factory in layout.networks and not from_layout]
+            hint = f"; a public one needs --from-layout {' or '.join(layouts)}" if layouts else ""
+            raise CheckpointError(f"{checkpoint}: {e}{hint}") from e
         digest = sha256(Path(checkpoint))
     mean, std = _normalisation(factory, checkpoint, card, mean, std, untrained)
     multiple = math.lcm(PAD_MULTIPLE, getattr(network, "size_multiple", 1))
@@ -236,13 +246,31 @@ def _import_factory(reference: str):
     return target
 
 
-def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[float, float]:
+def _check_layout(name: str, factory: str, checkpoint: Path | None) -> None:
+    layout = LAYOUTS.get(name)
+    if layout is None:
+        raise CheckpointError(f"unknown layout {name!r}; known: {', '.join(LAYOUTS)}")
+    if checkpoint is None:
+        raise CheckpointError(f"--from-layout {name} says how to read a checkpoint: give --checkpoint FILE too")
+    if factory not in layout.networks:
+        raise CheckpointError(f"checkpoints of {layout.source} hold {', '.join(layout.networks)}, not {factory}")
+
+
+def _given(mean: float | None, std: float | None) -> tuple[float, float] | tuple[None, None]:
+    """``--mean`` and ``--std`` if they are there and make sense."""
     if (mean is None) != (std is None):
         raise CheckpointError("give --mean and --std together")
+    if mean is None:
+        return None, None
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise CheckpointError(f"--mean must be finite and --std positive, got {mean} and {std}")
+    return float(mean), float(std)
+
+
+def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[float, float]:
+    mean, std = _given(mean, std)
     if mean is not None:
-        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-            raise CheckpointError(f"--mean must be finite and --std positive, got {mean} and {std}")
-        return float(mean), float(std)
+        return mean, std
     found = None
     if checkpoint is not None:
         found = _recorded_normalisation(Path(checkpoint).parent / "recipe.json")

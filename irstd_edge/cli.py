@@ -11,7 +11,7 @@ from irstd_edge import __version__, errors
 
 #: Command -> (module:attribute, one line of help). Each floor brings its own commands in its own ``cli.py``.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "models": ("irstd_edge.training.cli:models", "List the networks: size, operations, measured accuracy."),
+    "models": ("irstd_edge.models.cli:models", "List the networks: size, operations, measured accuracy."),
     "data": ("irstd_edge.training.cli:data", "Show the public data sets, where to get them, and check a local copy."),
     "train": ("irstd_edge.training.cli:train", "Train a network by a recipe."),
     "evaluate": ("irstd_edge.runtimes.cli:evaluate", "Measure IoU, nIoU, Pd and Fa of a network or bundle."),

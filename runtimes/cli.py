@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from irstd_edge import errors
+from irstd_edge.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +74,8 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @every_option
 @click.option("--artefact", default="torch", show_default=True, metavar="KIND", help="Of a bundle: what to run.")
 @click.option("--checkpoint", type=PATH, help="Of a network: its weights; default those that come with it.")
+@click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+              help="Whose public checkpoint it is: its keys are mapped onto the network here.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
 @click.option("--mean", type=float, help="Of a network: mean on the 0..255 scale.")
@@ -80,8 +83,8 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
 @threads_option
 @json_option
-def evaluate(network, dataset, root, split, protocol, clips, every, artefact, checkpoint, model, allow_pickle, mean,
-             std, threshold, threads, json_file):
+def evaluate(network, dataset, root, split, protocol, clips, every, artefact, checkpoint, from_layout, model,
+             allow_pickle, mean, std, threshold, threads, json_file):
     """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
     from irstd_edge.data import Dataset
     from irstd_edge.files import check_writable
@@ -96,7 +99,8 @@ def evaluate(network, dataset, root, split, protocol, clips, every, artefact, ch
     samples = Dataset(root, dataset, split) if dataset else None
     files = accuracy.list_clips(clips) if clips else []
     name, session, preprocessing, usual = _open_network(
-        network, artefact, threads, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean, std=std)
+        network, artefact, threads, checkpoint=checkpoint, from_layout=from_layout, model=model,
+        allow_pickle=allow_pickle, mean=mean, std=std)
     threshold = usual if threshold is None else threshold
     report = {
         "network": name, "artefact": session.artefact, "runtime": session.runtime, "dataset": dataset, "split": split,

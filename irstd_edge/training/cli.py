@@ -1,8 +1,7 @@
-"""The commands ``models``, ``data`` and ``train``."""
+"""The commands ``data`` and ``train``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,50 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from irstd_edge.data import DATASETS, DataError, check_dataset
-from irstd_edge.files import check_writable, write_text
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
-_OPERATIONS = ("macs", "bops", "ops")
-
-
-@click.command(help="List the networks: size, operations at 256 x 256, measured accuracy.")
-@click.option("--json", "json_file", type=_PATH, help="Write the list to this file too.")
-def models(json_file: Path | None) -> None:
-    if json_file:
-        check_writable(json_file)
-    entries = describe_models()
-    table = Table(title="Networks at 256 x 256")
-    table.add_column("network", no_wrap=True)
-    for name in ("raw", "bin/32+conv", "bin/32+all", "MACs", "BOPs", "OPs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for e in entries:
-        table.add_row(e["name"], *(f"{v:,}" for v in e["params"].values()), *(_short(e[k]) for k in _OPERATIONS))
-    console = Console()
-    console.print(table)
-    notes = ["Parameters: raw = all learned values; bin/32+conv = binary weights / 32 + full-precision convolutions",
-             "(the field's count); bin/32+all = binary weights / 32 + all else. OPs = MACs + BOPs / 64.", ""]
-    for e in entries:
-        notes.append(f"{e['name']}: {e['summary']}; {e['source']}")
-        notes += [f"  {name} ({m['protocol']}): IoU {m['iou']:.4f}  nIoU {m['niou']:.4f}  Pd {m['pd']:.4f}  "
-                  f"Fa {m['fa'] * 1e6:.2f}e-6" for name, m in e["metrics"].items()] or ["  no trained weights here"]
-    console.print("\n".join(notes), highlight=False, soft_wrap=True)
-    if json_file:
-        write_text(json_file, json.dumps(entries, indent=2) + "\n")
-
-
-def describe_models() -> list[dict]:
-    """Every network of the registry: name, summary, source, params, macs, bops, ops, input, metrics by data set."""
-    from irstd_edge.checkpoints import build_network
-    from irstd_edge.complexity import measure_complexity
-    from irstd_edge.models.registry import MODELS
-    from irstd_edge.zoo import zoo_card
-
-    return [
-        {"name": m.name, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
-         **measure_complexity(build_network(m.name)).as_dict(), "metrics": (zoo_card(m.name) or {}).get("metrics", {})}
-        for m in MODELS.values()
-    ]
 
 
 @click.command(help="Show the public data sets, where to get them and how to lay them out; check a local copy.")
@@ -158,10 +116,3 @@ def _progress():
                p.TextColumn("ETA"), p.TimeRemainingColumn())
     # The estimate looks back over 10 minutes: a validation every few epochs does not make it jump.
     return p.Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=600)
-
-
-def _short(count: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return f"{count:.0f}"

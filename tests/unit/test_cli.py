@@ -7,8 +7,10 @@ from importlib.util import find_spec
 import pytest
 
 from irstd_edge import cli, errors
+from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS
-from irstd_edge.models.registry import MODELS
+from irstd_edge.models.cli import describe_models
+from irstd_edge.models.registry import MODELS, get_model
 
 
 def test_help_lists_every_command_without_heavy_imports(capsys):
@@ -61,8 +63,13 @@ def test_models(tmp_path, capsys):
     assert [e["name"] for e in entries] == list(MODELS)
     for entry in entries:
         assert entry["params"].keys() == {"raw", "binary_div32_plus_conv", "binary_div32_plus_all"}
-        assert {"macs", "bops", "ops", "metrics", "summary", "source"} <= entry.keys()
+        assert {"macs", "bops", "ops", "metrics", "summary", "source", "family", "teacher"} <= entry.keys()
         assert all(f"{v:,}" in out for v in entry["params"].values())
+
+
+def test_models_counts_without_computing_what_a_real_network_counts():
+    entry = next(e for e in describe_models() if e["name"] == "biisnet")
+    assert entry | measure_complexity(get_model("biisnet").factory()).as_dict() == entry
 
 
 def test_models_to_a_place_that_cannot_be_written(tmp_path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from irstd_edge.complexity import count_parameters
 from irstd_edge.data import DATASETS, PROTOCOLS
+from irstd_edge.layouts import LAYOUTS
 from irstd_edge.metrics import Accuracy
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import DOT_READINGS
@@ -41,6 +42,12 @@ def test_models_page():
     counts = count_parameters(get_model("biisnet").factory())
     assert " / ".join(f"{v:,}" for v in counts.__dict__.values()) in text
     assert set(DOT_READINGS) <= rows(text).keys()
+
+
+def test_layouts_of_the_models_page():
+    table = re.findall(r"^\| `(\w+)` \| [\w-]+/([\w-]+) \| ([^|]*) \|", page("models"), re.MULTILINE)
+    assert {name: (repository, tuple(re.findall(r"`([\w-]+)`", networks))) for name, repository, networks in table} == {
+        name: (layout.source.rpartition("/")[2], layout.networks) for name, layout in LAYOUTS.items()}
 
 
 def test_metrics_page():

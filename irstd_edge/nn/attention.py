@@ -23,12 +23,12 @@ class SelfAttention(nn.Module):
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        channels = x.shape[-1]
-        # [N, T, C] to [N, heads, T, C / heads]
-        q, k, v = (part.unflatten(-1, (self.heads, channels // self.heads)).transpose(1, 2)
-                   for part in self.qkv(x).chunk(3, -1))
-        weights = torch.softmax(q @ k.transpose(-2, -1) * (channels // self.heads) ** -0.5, -1)
-        return self.out((weights @ v).transpose(1, 2).flatten(-2))
+        scale = (x.shape[-1] // self.heads) ** -0.5
+        parts = self.qkv(x).chunk(3 * self.heads, -1)
+        # Head by head: rank 3 throughout, which has one layout in every runtime.
+        heads = (torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
+                 for q, k, v in zip(*(parts[i::3] for i in range(3)), strict=True))
+        return self.out(torch.cat(list(heads), -1))
 
 
 class TransformerBlock(nn.Module):

@@ -203,7 +203,7 @@ def _transpose_conv(graph, x: int, weight, stride, pads, size, bias: int, out: i
     else:
         mode, produced = tfl.Padding.VALID, full
     direct = produced == size and (mode == tfl.Padding.SAME or before == (0, 0))
-    shape = graph.constant(_ints((n, *produced, weight.shape[1])))
+    shape = graph.size_constant(_ints((n, *produced, weight.shape[1])))
     target = out if direct else graph.temporary((n, *produced, weight.shape[1]))
     first_bias = bias if direct else graph.constant(np.zeros(weight.shape[1], np.float32))
     graph.op("TRANSPOSE_CONV", [shape, filters, x, first_bias], target, {"padding": mode, **options}, 3,

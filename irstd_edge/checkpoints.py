@@ -188,8 +188,8 @@ def open_bundle_network(bundle: Bundle) -> nn.Module:
     return network.eval()
 
 
-def build_network(factory: str) -> nn.Module:
-    """Call a factory by registry name or ``package.module:factory``; random weights are those of seed 0.
+def build_network(factory: str, seed: int = 0) -> nn.Module:
+    """Call a factory by registry name or ``package.module:factory``; random weights are those of ``seed``.
 
     ``package.module`` is imported, the current directory first, and the factory is called: both run whatever code is
     there. Trust a bundle that names one, as every bundle may, like code. Names in the standard library are refused, as
@@ -200,7 +200,7 @@ def build_network(factory: str) -> nn.Module:
     """
     make = _import_factory(factory) if ":" in factory else get_model(factory).factory
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             network = make()
         except OpSpecError as e:

@@ -273,7 +273,7 @@ def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[flo
         return mean, std
     found = None
     if checkpoint is not None:
-        found = _recorded_normalisation(Path(checkpoint).parent / "recipe.json")
+        found = recorded_normalisation(checkpoint)
     if found is None and card is not None:
         found = card["normalisation"]
     if found is None and untrained:
@@ -284,9 +284,10 @@ def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[flo
     return float(found["mean"]), float(found["std"])
 
 
-def _recorded_normalisation(path: Path) -> dict | None:
+def recorded_normalisation(checkpoint: Path) -> dict | None:
+    """``mean`` and ``std`` of the training run in whose folder a checkpoint lies, or None."""
     try:
-        found = json.loads(path.read_text())["normalisation"]
+        found = json.loads((Path(checkpoint).parent / "recipe.json").read_text())["normalisation"]
         return {"mean": float(found["mean"]), "std": float(found["std"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -27,6 +27,7 @@ from irstd_edge.data import PROTOCOLS, Dataset, Normalisation, Sample, normalise
 from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
 from irstd_edge.nn.binary import BinaryConv2d
+from irstd_edge.training.distillation import Distillation, load_teacher
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import agree, mean_over_ranks, rank_and_size
 from irstd_edge.training.recipe import Recipe
@@ -145,13 +146,15 @@ class Run:
             ``[N, 1, crop, crop]``; returns named scalar tensors: ``loss`` is minimised, any others are logged. A
             module; its own parameters are trained along and its state is resumed, but neither is in the saved weights.
             Default: the recipe's loss, with its ``[distill]`` where it has one.
+        allow_pickle: let a teacher's checkpoint be a pickle, which can run code.
         record: facts to add to ``recipe.json``.
         cache: data sets already read, by folder and name; several runs may share one.
 
     Under ``torchrun`` each process takes its share of every batch, and the first one alone validates and writes.
 
     Raises :class:`TrainingError`, :class:`~irstd_edge.data.DataError`,
-    :class:`~irstd_edge.checkpoints.CheckpointError`; nothing is written then.
+    :class:`~irstd_edge.checkpoints.CheckpointError`, :class:`~irstd_edge.training.distillation.DistillationError`;
+    nothing is written then.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class Run:
         initial: dict[str, torch.Tensor] | None = None,
         network: nn.Module | None = None,
         objective: nn.Module | None = None,
+        allow_pickle: bool = False,
         record: dict | None = None,
         cache: dict | None = None,
     ):
@@ -193,7 +197,7 @@ class Run:
             network, use_buffers=True,
             # The count that it passes lies on the device: reading it would wait for the step to end.
             multi_avg_fn=lambda a, c, _: _averaging(recipe.average)(a, c, int(self.average.n_averaged)))
-        objective = self._recipe_objective() if objective is None else objective
+        objective = self._recipe_objective(compile_network, allow_pickle) if objective is None else objective
         self.objective = objective.to(device)
         self._step = step = _Step(self.network, self.objective, compile_network)
         self._trained = [p for p in step.parameters() if p.requires_grad]
@@ -300,8 +304,16 @@ class Run:
         _save_weights(self.average.module, self.out / "last.safetensors")
         return accuracy
 
-    def _recipe_objective(self) -> nn.Module:
-        return Supervised(self.recipe.loss)
+    def _recipe_objective(self, compile_network: bool, allow_pickle: bool) -> nn.Module:
+        recipe = self.recipe
+        if recipe.distill is None:
+            return Supervised(recipe.loss)
+        if compile_network:
+            raise TrainingError("features cannot be taken from a compiled network: distil without --compile")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            teacher = load_teacher(recipe.distill, self.normalisation, allow_pickle)
+            return Distillation(recipe.distill, teacher, self.network, self.normalisation, recipe.loss, recipe.crop)
 
     def _write_record(self, initial: bool, facts: dict) -> None:
         record = self.recipe.as_dict() | {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from irstd_edge.errors import MissingError
 from irstd_edge.files import replacing
-from irstd_edge.training.loop import read_curve
+from irstd_edge.training.loop import CURVE_FIELDS, read_curve
 
 
 def require_matplotlib() -> None:
@@ -28,8 +28,12 @@ def plot_curves(csv_file: Path, png_file: Path) -> None:
     rows = read_curve(csv_file)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([int(r["epoch"]) for r in rows], [float(r["loss"]) for r in rows], label="training loss")
-    left.set(xlabel="epoch", ylabel="1 - soft IoU", ylim=(0, None), title="Training loss")
+    parts = [k for k in rows[-1] if k not in CURVE_FIELDS] if rows else []
+    for key in ("loss", *parts):
+        left.plot([int(r["epoch"]) for r in rows], [float(r[key]) for r in rows], label=key)
+    left.set(xlabel="epoch", ylim=(0, None), title="Training loss")
+    if parts:
+        left.legend(loc="upper right")
     validated = [r for r in rows if r["iou"]]
     for key, name in (("iou", "IoU"), ("niou", "nIoU"), ("pd", "Pd")):
         right.plot([int(r["epoch"]) for r in validated], [float(r[key]) for r in validated], label=name)

@@ -372,8 +372,9 @@ def train_side_by_side(runs: list[Run], *, on_epoch: Callable[[Run, Epoch], None
         on_epoch: called after every epoch of every run.
         minutes: each run stops, resumable, where one more of its epochs would end later than this from now.
 
-    Raises :class:`TrainingError`.
+    Raises :class:`TrainingError` where a run failed, after the others have ended.
     """
+    failed: list[TrainingError] = []
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     streams = {id(run): torch.cuda.Stream(run.device) if run.cuda and len(runs) > 1 else None for run in runs}
     for run in runs:
@@ -389,8 +390,14 @@ def train_side_by_side(runs: list[Run], *, on_epoch: Callable[[Run, Epoch], None
                 except StopIteration:
                     turns.remove(turn)
                     continue
+                except TrainingError as e:
+                    turns.remove(turn)
+                    failed.append(TrainingError(f"{run.out}: {e}"))
+                    continue
             if report is not None:
                 on_epoch(run, report)
+    if failed:
+        raise failed[0]
 
 
 def describe_machine(device: str = "cpu") -> str:

@@ -131,7 +131,8 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, epoc
 
     from irstd_edge.checkpoints import read_checkpoint
     from irstd_edge.errors import MissingError
-    from irstd_edge.training.curves import plot_curves, require_matplotlib
+    from irstd_edge.plots import require_matplotlib
+    from irstd_edge.training.curves import plot_curves
     from irstd_edge.training.loop import Run, train_side_by_side
     from irstd_edge.training.parallel import process_group, rank_and_size
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from irstd_edge import plots
 from irstd_edge.data import Normalisation, Sample
 from irstd_edge.errors import MissingError
 from irstd_edge.nn.binary import BinaryConv2d
@@ -286,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(synthetic, tmp_path, monkeypatc
 def test_missing_matplotlib_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(MissingError, match=r"pip install irstd-edge\[train\]"):
-        curves.require_matplotlib()
+        plots.require_matplotlib()
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)

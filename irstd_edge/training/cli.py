@@ -136,6 +136,7 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, epoc
     from irstd_edge.training.loop import Run, train_side_by_side
     from irstd_edge.training.parallel import process_group, rank_and_size
 
+    began = monotonic()
     if epochs:
         recipes = [(name, replace(r, epochs=epochs)) for name, r in recipes]
     if seeds:
@@ -185,7 +186,8 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, epoc
                     print(f"{progress.tasks[task].description} epoch {epoch.epoch}/{run.recipe.epochs} "
                           f"loss {epoch.loss:.4f} {text}", flush=True)
 
-            train_side_by_side(runs, on_epoch=on_epoch, minutes=minutes)
+            left = None if minutes is None else max(0, minutes - (monotonic() - began) / 60)
+            train_side_by_side(runs, on_epoch=on_epoch, minutes=left)
     if rank:
         return
     for run in runs:

@@ -1,7 +1,7 @@
 """The pages say what the code does, where that is cheap to check."""
 
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from irstd_edge.complexity import count_parameters
@@ -10,7 +10,7 @@ from irstd_edge.layouts import LAYOUTS
 from irstd_edge.metrics import Accuracy
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import DOT_READINGS
-from irstd_edge.training.recipe import RECIPES, Recipe
+from irstd_edge.training.recipe import DISTILLATIONS, RECIPES, Distill, Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -32,6 +32,15 @@ def test_the_recipe_table_has_every_field_and_its_default():
             assert float(shown) == default, field.name
         else:
             assert shown == {None: "none"}.get(default, str(list(default) if isinstance(default, tuple) else default))
+
+
+def test_the_distillation_table_has_every_field_and_its_default():
+    table = rows(page("training").partition("| field of `[distill]`")[2])
+    defaults = {f.name: f.default for f in fields(Distill)}
+    assert {name: table.get(name) for name in defaults if defaults[name] not in (MISSING, "")} == {
+        name: f"{v:g}" if isinstance(v, float) else v for name, v in defaults.items() if v not in (MISSING, "")}
+    assert defaults.keys() <= table.keys() and all(m in table["method"] or f"`{m}`" in page("training")
+                                                   for m in DISTILLATIONS)
 
 
 def test_shipped_recipes_and_commands_exist():

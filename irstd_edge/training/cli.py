@@ -97,7 +97,7 @@ def train(recipes, **options) -> None:
 @click.option("--features", multiple=True, metavar="TEACHER.LAYER=STUDENT.LAYER", help="A pair of layers; repeatable.")
 @click.option("--method", type=click.Choice(["msa", "semantic"]),
               help="msa: feature maps, guided by spatial attention; semantic: tokens, through self-attention.")
-@click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over the loss', at first.")
+@click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over that of the loss.")
 @click.option("--attention", type=click.FloatRange(0), help="Of msa: what the most salient place counts more.")
 def distill(recipe, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, allow_pickle,
             student, **table) -> None:

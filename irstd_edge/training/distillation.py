@@ -38,6 +38,8 @@ from irstd_edge.zoo import zoo_weights
 WINDOWS = (1, 3, 5, 7)
 #: Attention between tokens is computed on maps of at most this side.
 TOKEN_SIDE = 32
+#: Steps between two looks at the gradients, and how far the balance then goes from the old to the new.
+BALANCE_EVERY, BALANCE_SHARE = 20, 0.3
 _EPS = 1e-6
 _NEAREST = 5
 
@@ -138,8 +140,10 @@ def _resize(feature: torch.Tensor, size) -> torch.Tensor:
 class Distillation(nn.Module):
     """The objective: the loss on the masks plus ``beta`` times the distillation loss, summed over the pairs of layers.
 
-    ``beta`` is set at the first step, so that the gradients of the two terms with respect to the student's parameters
-    have norms in the ratio that ``settings.weight`` says. The parts ``task`` and ``distillation`` are logged.
+    ``beta`` keeps the norms of the gradients of the two terms, with respect to the student's parameters, in the ratio
+    that ``settings.weight`` says: it is set at the first step, and every :data:`BALANCE_EVERY` steps follows by
+    :data:`BALANCE_SHARE` on a logarithmic scale. Once would not do: the first soft IoU has hardly a gradient, as all
+    probabilities are low. The parts ``task`` and ``distillation`` are logged.
 
     Args:
         settings: layers, method and weights.
@@ -158,7 +162,7 @@ class Distillation(nn.Module):
         self.pairs = settings.pairs
         self.weight = settings.weight
         self.supervised = Supervised(loss)
-        self.beta: float | None = None
+        self.beta, self.calls = 1.0, 0
         # In a list, so that it is neither a parameter, nor saved, nor put into training mode.
         self._teacher = [copy.deepcopy(teacher.network).eval().requires_grad_(False)]
         own, p = normalisation, teacher.preprocessing
@@ -190,27 +194,31 @@ class Distillation(nn.Module):
             distillation = torch.stack([
                 fit(as_map(seen[t], t).float(), as_map(felt[s], s).float())
                 for fit, (t, s) in zip(self.fits, self.pairs, strict=True)]).sum()
-        if self.beta is None:
-            self.beta = self._balance(network, task, distillation)
+        if torch.is_grad_enabled():
+            if self.calls % BALANCE_EVERY == 0:
+                self._balance(network, task, distillation)
+            self.calls += 1
         return {"loss": task + self.beta * distillation, "task": task, "distillation": distillation}
 
-    def _balance(self, network: nn.Module, task: torch.Tensor, distillation: torch.Tensor) -> float:
+    def _balance(self, network: nn.Module, task: torch.Tensor, distillation: torch.Tensor) -> None:
         parameters = [p for p in network.parameters() if p.requires_grad]
 
         def norm(loss: torch.Tensor) -> float:
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             return math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
 
-        task_norm, distillation_norm = norm(task), norm(distillation)
-        usable = math.isfinite(task_norm) and task_norm > 0 and distillation_norm > 0
-        beta = self.weight * (task_norm / distillation_norm if usable else 1.0)
-        return mean_over_ranks({"beta": beta}, str(task.device))["beta"]
+        norms = mean_over_ranks({"task": norm(task), "distillation": norm(distillation)}, str(task.device))
+        if not all(math.isfinite(v) and v > 0 for v in norms.values()) or self.weight == 0:
+            self.beta = self.beta if self.calls else self.weight
+            return
+        wanted = self.weight * norms["task"] / norms["distillation"]
+        self.beta = wanted if not self.calls else self.beta ** (1 - BALANCE_SHARE) * wanted ** BALANCE_SHARE
 
     def get_extra_state(self) -> dict:
-        return {"beta": self.beta}
+        return {"beta": self.beta, "calls": self.calls}
 
     def set_extra_state(self, state: dict) -> None:
-        self.beta = state["beta"]
+        self.beta, self.calls = state["beta"], state["calls"]
 
     def _apply(self, fn, recurse=True):
         self._teacher[0]._apply(fn)

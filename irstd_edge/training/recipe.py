@@ -73,8 +73,8 @@ class Distill:
     ``teacher`` is a name of the registry or ``package.module:factory``, ``checkpoint`` its weights (default those of
     the zoo). ``features`` are pairs ``teacher.layer=student.layer`` of names as ``named_modules()`` gives them.
     ``method`` is ``msa`` (feature distillation guided by multi-scale spatial attention) or ``semantic`` (through a
-    self-attention sub-network). ``weight`` is the norm of the distillation's gradient over that of the loss, at the
-    first step; ``attention`` (``msa``) how much more the most salient place counts than the background.
+    self-attention sub-network). ``weight`` is the norm of the distillation's gradient over that of the loss;
+    ``attention`` (``msa``) how much more the most salient place counts than the background.
 
     Raises :class:`RecipeError` on construction.
     """

@@ -14,6 +14,7 @@ from irstd_edge.bundle import Preprocessing
 from irstd_edge.checkpoints import LoadedNetwork, load_network
 from irstd_edge.data import Normalisation
 from irstd_edge.training.distillation import (
+    BALANCE_EVERY,
     Distillation,
     DistillationError,
     SemanticFit,
@@ -144,7 +145,7 @@ def test_tokens_become_maps():
             as_map(wrong, "a")
 
 
-def test_gradients_are_balanced_at_the_first_step():
+def test_gradients_are_balanced_at_first_and_followed():
     torch.manual_seed(0)
     student, x, target = Small(), torch.randn(2, 1, 16, 16), (torch.rand(2, 1, 16, 16) > 0.9).float()
     objective = Distillation(Distill("x:t", ("encoder=encoder",), weight=0.5), loaded(teacher_network()), student, SAME,
@@ -158,8 +159,12 @@ def test_gradients_are_balanced_at_the_first_step():
     assert norm(objective.beta * losses["distillation"]) == pytest.approx(0.5 * norm(losses["task"]), rel=1e-4)
     beta = objective.beta
     assert losses["loss"].item() == pytest.approx(losses["task"].item() + beta * losses["distillation"].item())
-    objective(student, x * 2, target)
+    for _ in range(BALANCE_EVERY - 1):
+        objective(student, x * 2, target)
     assert objective.beta == beta
+    losses = objective(student, x * 2, target)
+    wanted = 0.5 * norm(losses["task"]) / norm(losses["distillation"])
+    assert objective.beta == pytest.approx(beta ** 0.7 * wanted ** 0.3) and objective.beta != beta
 
 
 def test_the_teacher_sees_its_own_normalisation():
@@ -192,7 +197,8 @@ def test_a_run_lowers_the_distillation_loss_and_leaves_the_plain_network(synthet
     assert plain(torch.zeros(1, 1, 32, 32)).shape == (1, 1, 32, 32)
 
 
-def test_a_resumed_distillation_equals_an_unbroken_one_bit_for_bit(synthetic, tmp_path, checkpoint):
+def test_a_resumed_distillation_equals_an_unbroken_one_bit_for_bit(synthetic, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("irstd_edge.training.distillation.BALANCE_EVERY", 3)
     settings = recipe(("encoder=encoder",), checkpoint=checkpoint)
     train(settings, synthetic, tmp_path / "whole")
     train(settings, synthetic, tmp_path / "broken", minutes=0)
@@ -252,3 +258,10 @@ def test_wrong_teachers_are_named(synthetic, tmp_path, checkpoint):
 def test_a_teacher_of_the_zoo_has_its_own_normalisation():
     teacher = load_teacher(Distill("biisnet", ("a=b",)), SAME)
     assert teacher.preprocessing.std > 1 and teacher.checkpoint_sha256
+
+
+def test_a_weight_of_zero_is_plain_training(synthetic, tmp_path, checkpoint):
+    settings = recipe(("encoder=encoder",), checkpoint=checkpoint, weight=0.0)
+    distilled = load_file(train(settings, synthetic, tmp_path / "distilled") / "last.safetensors")
+    plain = load_file(train(replace(settings, distill=None), synthetic, tmp_path / "plain") / "last.safetensors")
+    assert all(torch.equal(distilled[k], plain[k]) for k in plain)

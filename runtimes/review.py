@@ -85,18 +85,18 @@ def worst_sheet(cases: Sequence[Case]) -> Image.Image:
     """
     columns = max(1, min(_COLUMNS, len(cases)))
     cells = [_draw_case(case) for case in cases]
-    height = max((cell.height for cell in cells), default=0)
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (_CELL + _GAP) + _GAP, _CAPTION + rows * (height + _GAP) + _GAP), PAPER)
+    rows = [cells[i:i + columns] for i in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) + _GAP for row in rows]
+    sheet = Image.new("RGB", (columns * (_CELL + _GAP) + _GAP, _CAPTION + sum(heights) + _GAP), PAPER)
     draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(19), _GAP
     words = ((("truth", TRUTH), ("prediction", PREDICTION)) if cells
              else (("no image with a target or a prediction", CAPTION),))
     for word, colour in words:
         draw.text((x, _CAPTION / 2), word, fill=colour, font=font, anchor="lm")
         x += draw.textlength(word, font) + 3 * _GAP
-    for i, cell in enumerate(cells):
-        row, column = divmod(i, columns)
-        sheet.paste(cell, (_GAP + column * (_CELL + _GAP), _CAPTION + row * (height + _GAP)))
+    for i, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (_GAP + column * (_CELL + _GAP), _CAPTION + sum(heights[:i])))
     return sheet
 
 

@@ -13,6 +13,10 @@
 #include "../../engine/engine.h"
 
 
+#if defined(__aarch64__) && !defined(IRSTD_SIMDE)
+#define IRSTD_ARMV8 /* assembly may be used */
+#endif
+
 enum { VL = 8, BIT_CHANNELS = 16, BIT_BYTES = 2 };
 #define TILE 4
 #if defined(__arm__)
@@ -27,11 +31,11 @@ typedef int16x8_t V;
 typedef uint16_t weight_t;
 
 IRSTD_INLINE V v_load(const int16_t *p) { return vld1q_s16(p); }
+IRSTD_INLINE V v_loadu(const void *p) { return vreinterpretq_s16_u8(vld1q_u8(p)); }
 IRSTD_INLINE void v_store(int16_t *p, V v) { vst1q_s16(p, v); }
 IRSTD_INLINE V v_all(int16_t x) { return vdupq_n_s16(x); }
 IRSTD_INLINE V v_constant(const int32_t *p) { return vld1q_dup_s16((const int16_t *)(const void *)p); }
 IRSTD_INLINE V v_add(V a, V b) { return vaddq_s16(a, b); }
-IRSTD_INLINE V v_sub(V a, V b) { return vsubq_s16(a, b); }
 
 /* eor, cnt, uadalp: 128 multiply-accumulates. */
 IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w, const int tile) {
@@ -48,19 +52,27 @@ IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w,
 
 IRSTD_INLINE V v_adds(V a, V b) { return vqaddq_s16(a, b); }
 
-/* One load brings all of them, two are multiplied by as lanes: 0 and 1 multiplier, 2 offset, 4 slope, 6 shift_out.
- * sqrdmulh saturates only where both factors are -32768. */
+/* sqrdmulh saturates only where both factors are -32768. */
 typedef struct {
-    V all, offset, shift_out;
+    V multiplier, offset, slope, shift_out;
 } CONSTANTS;
 IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
-    CONSTANTS k = {.all = vld1q_s16((const int16_t *)(const void *)f)};
-    k.offset = vdupq_lane_s16(vget_low_s16(k.all), 2);
-    if (rprelu) k.shift_out = vdupq_lane_s16(vget_high_s16(k.all), 2);
+#ifdef IRSTD_ARMV8
+    (void)rprelu;
+    const int32x4x4_t k = vld4q_dup_s32(&f->multiplier);
+    return (CONSTANTS){vreinterpretq_s16_s32(k.val[0]), vreinterpretq_s16_s32(k.val[1]),
+                       vreinterpretq_s16_s32(k.val[2]), vreinterpretq_s16_s32(k.val[3])};
+#else
+    CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
+    if (rprelu) {
+        k.slope = v_constant(&f->slope);
+        k.shift_out = v_constant(&f->shift_out);
+    }
     return k;
+#endif
 }
-IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return vqrdmulhq_lane_s16(v, vget_low_s16(k.all), 0); }
-IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return vqrdmulhq_lane_s16(v, vget_high_s16(k.all), 0); }
+IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return vqrdmulhq_s16(v, k.multiplier); }
+IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return vqrdmulhq_s16(v, k.slope); }
 
 IRSTD_INLINE V v_max(V a, V b) { return vmaxq_s16(a, b); }
 typedef V SHIFT;
@@ -84,6 +96,26 @@ IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, int c) {
     UNROLL
     for (int n = 0; n < VECTORS; n++) b->v[n] = vmlsq_s16(b->v[n], vreinterpretq_s16_u16(vcgeq_s16(x[n], threshold)), b->bit);
     b->bit = vaddq_s16(b->bit, b->bit);
+}
+/* For the channels of a tile the bits are lanes: no additions, and one register less. */
+typedef int16x4_t TILE_BITS;
+IRSTD_INLINE TILE_BITS tile_bits_of(int first) {
+    static const int16_t bits[16] = {1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9,
+                                     1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, INT16_MIN};
+    return vld1_s16(bits + first);
+}
+IRSTD_INLINE void bits_push_tile(BITS *b, const V *x, V threshold, TILE_BITS bits, const int t) {
+    UNROLL
+    for (int n = 0; n < VECTORS; n++) {
+        const V set = vreinterpretq_s16_u16(vcgeq_s16(x[n], threshold));
+#ifdef IRSTD_ARMV8 /* compilers take the lane out first */
+        __asm__("mls %0.8h, %1.8h, %2.h[%3]" : "+w"(b->v[n]) : "w"(set), "x"(bits), "i"(t));
+#else
+        const V all = vcombine_s16(bits, bits); /* a lane must be a literal */
+        const int16_t lanes[4] = {vgetq_lane_s16(all, 0), vgetq_lane_s16(all, 1), vgetq_lane_s16(all, 2), vgetq_lane_s16(all, 3)};
+        b->v[n] = vmlsq_s16(b->v[n], set, vdupq_n_s16(lanes[t]));
+#endif
+    }
 }
 IRSTD_INLINE void bits_store(char *to, BITS b, int count) {
     (void)count;

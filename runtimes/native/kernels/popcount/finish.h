@@ -107,9 +107,13 @@ IRSTD_INLINE void compare_rows(const int16_t *x, int64_t stride, int64_t width, 
         }
 }
 
-static void sum_signs(const irstd_bconv *c, const int16_t *sums, int64_t stride, int64_t width, const irstd_map *map,
-                      char *bits) {
-    compare_rows(sums, stride, width, c->sign_sum, map, bits);
+/* What row() is where sums are in memory. */
+static void finish_sums(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r, const int16_t *residual,
+                        int16_t *y, const irstd_map *map, char *bits) {
+    if (c->sign_sum)
+        compare_rows(row->sums, row->stride, row->width, c->sign_sum, map, bits);
+    else
+        finish(c, row->sums, row->stride, row->width, r, residual, y, map, bits);
 }
 
 static void signs(const irstd_map *map, const int16_t *x, int64_t stride, int64_t width, char *bits) {

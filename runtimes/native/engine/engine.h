@@ -93,12 +93,13 @@ typedef struct {
 } irstd_bconv;
 
 /* A convolution of int16 to int16 whose float32 sums are exact integers on a grid: y = sat((sum + bias) >> shift),
- * half a unit being part of the bias. */
+ * half a unit being part of the bias. Where the factors have room, they are raised to a shift of 16: the weights as they
+ * are stored, the values by `raised` bits when they are read. */
 typedef struct {
     int taps;         /* IC * KH * KW */
     int32_t *weights; /* [OC / 4][pairs of taps][4]: two int16, 0 behind the last tap and the last channel */
     int32_t *bias;    /* [OC], in fours too */
-    int shift;
+    int shift, raised;
 } irstd_fixed_conv;
 
 struct irstd_node {

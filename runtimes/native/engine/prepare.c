@@ -354,18 +354,32 @@ static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irst
     int32_t *biases = irstd_own(s, (size_t)irstd_round_up(oc_count, 4) * sizeof *biases);
     if (!f || !weights || !biases) return out_of_memory(error);
     const int64_t largest = largest_value(s, x);
+    double most = 0, heaviest = 0; /* of all sums and weights */
     for (int oc = 0; oc < oc_count; oc++) {
         double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits) : 0, sum = fabs(b);
         for (int t = 0; t < taps; t++) {
-            double w = ldexp((double)weight[oc * taps + t], bits);
-            sum += fabs(w) * (double)largest;
-            if (!(fabs(w) <= INT16_MAX)) return IRSTD_OK;
-            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)(int16_t)w << t % 2 * 16);
+            double w = fabs(ldexp((double)weight[oc * taps + t], bits));
+            sum += w * (double)largest;
+            heaviest = fmax(heaviest, w);
         }
-        if (b != floor(b) || !(sum < 1 << 24)) return IRSTD_OK;
-        biases[oc] = (int32_t)b + (1 << (shift - 1));
+        if (b != floor(b)) return IRSTD_OK;
+        most = fmax(most, sum);
     }
-    *f = (irstd_fixed_conv){taps, weights, biases, shift};
+    if (!(heaviest <= INT16_MAX) || !(most < 1 << 24)) return IRSTD_OK;
+    int heavier = 0, raised = 0; /* a shift of 16 takes the upper half, which cannot saturate */
+    while (shift + heavier < 16 && ldexp(heaviest, heavier + 1) <= INT16_MAX) heavier++;
+    while (shift + heavier + raised < 16 && largest << (raised + 1) <= INT16_MAX) raised++;
+    if (shift + heavier + raised != 16 || ldexp(most + ldexp(1, shift), heavier + raised) > INT32_MAX) heavier = raised = 0;
+    const int up = heavier + raised;
+    for (int oc = 0; oc < oc_count; oc++) {
+        for (int t = 0; t < taps; t++) {
+            int16_t w = (int16_t)ldexp((double)weight[oc * taps + t], bits + heavier);
+            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)w << t % 2 * 16);
+        }
+        const double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits + up) : 0;
+        biases[oc] = (int32_t)b + (1 << (shift + up - 1));
+    }
+    *f = (irstd_fixed_conv){taps, weights, biases, shift + up, raised};
     n->fixed_conv = f;
     snprintf(n->kernel, sizeof n->kernel, "Conv2d_int16__%s", s->kernels->isa);
     return IRSTD_OK;

@@ -51,15 +51,16 @@ static size_t find_taps(const struct irstd_session *s, const irstd_node *n, int6
             if (!padded++) irstd_pad_columns(s, map, scratch + l->padding, 0, map->stride);
             from = scratch + l->padding;
         }
-        for (int kw = 0; kw < a->kernel_w; kw++) {
-            int tap = kh * a->kernel_w + kw;
-            taps[tap] = from ? from + (map->left - a->pad_left + (int64_t)kw * a->dilation_w) * element : NULL;
-            if (a->stride_w == 1 || !from) continue;
-            char *to = scratch + l->columns + tap * map->planes * columns;
+        const char **tap = taps + kh * a->kernel_w;
+        const char *at = from ? from + (map->left - a->pad_left) * element : NULL;
+        const int64_t step = from ? a->dilation_w * element : 0;
+        for (int kw = 0; kw < a->kernel_w; kw++, at += step) tap[kw] = at;
+        for (int kw = 0; kw < a->kernel_w && a->stride_w > 1 && from; kw++) {
+            char *to = scratch + l->columns + (kh * a->kernel_w + kw) * map->planes * columns;
             for (int p = 0; p < map->planes; p++)
                 for (int64_t j = 0; j < n->output->width; j++)
-                    memcpy(to + p * columns + j * element, taps[tap] + p * plane + j * a->stride_w * element, (size_t)element);
-            taps[tap] = to;
+                    memcpy(to + p * columns + j * element, tap[kw] + p * plane + j * a->stride_w * element, (size_t)element);
+            tap[kw] = to;
         }
     }
     return (size_t)(a->stride_w == 1 ? plane : columns);

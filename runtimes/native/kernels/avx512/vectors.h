@@ -39,12 +39,15 @@ IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w,
     }
 }
 IRSTD_INLINE V v_constant(const int32_t *p) { return _mm512_set1_epi32(*p); }
+IRSTD_INLINE V v_next_constant(const int32_t **p) { return v_constant((*p)++); }
+#define STEP(p, by) ((p) += (by))
 IRSTD_INLINE V v_adds(V a, V b) { return _mm512_adds_epi16(a, b); }
 
 typedef struct {
     V multiplier, offset, slope, shift_out;
 } CONSTANTS;
-IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish **at, const int rprelu) {
+    const irstd_finish *f = (*at)++;
     CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
     if (rprelu) {
         k.slope = v_constant(&f->slope);
@@ -68,19 +71,16 @@ typedef struct {
     V v[2];
 } BITS;
 IRSTD_INLINE BITS bits_zero(void) { return (BITS){{_mm512_setzero_si512(), _mm512_setzero_si512()}}; }
-IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, int c) {
+typedef int TILE_BITS;
+IRSTD_INLINE TILE_BITS tile_bits_of(int c) { return c; }
+IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, TILE_BITS c, int t) {
 #define TWICE(n) (int32_t)(0x10001u << n)
     static const int32_t bits[16] = {TWICE(0), TWICE(1), TWICE(2), TWICE(3), TWICE(4), TWICE(5), TWICE(6), TWICE(7),
                                      TWICE(8), TWICE(9), TWICE(10), TWICE(11), TWICE(12), TWICE(13), TWICE(14), TWICE(15)};
 #undef TWICE
-    const V bit = _mm512_set1_epi32(bits[c]); /* a broadcasting load */
+    const V bit = _mm512_set1_epi32(bits[c + t]); /* a broadcasting load */
     b->v[0] = _mm512_mask_add_epi16(b->v[0], _mm512_cmpge_epi16_mask(x[0], threshold), b->v[0], bit);
     b->v[1] = _mm512_mask_add_epi16(b->v[1], _mm512_cmpge_epi16_mask(x[1], threshold), b->v[1], bit);
-}
-typedef int TILE_BITS;
-IRSTD_INLINE TILE_BITS tile_bits_of(int first) { return first; }
-IRSTD_INLINE void bits_push_tile(BITS *b, const V *x, V threshold, TILE_BITS first, int t) {
-    bits_push(b, x, threshold, first + t);
 }
 IRSTD_INLINE void bits_store(char *to, BITS b, int count) {
     (void)count;

@@ -35,6 +35,22 @@ IRSTD_INLINE V v_loadu(const void *p) { return vreinterpretq_s16_u8(vld1q_u8(p))
 IRSTD_INLINE void v_store(int16_t *p, V v) { vst1q_s16(p, v); }
 IRSTD_INLINE V v_all(int16_t x) { return vdupq_n_s16(x); }
 IRSTD_INLINE V v_constant(const int32_t *p) { return vld1q_dup_s16((const int16_t *)(const void *)p); }
+/* That of the next channel. */
+IRSTD_INLINE V v_next_constant(const int32_t **p) {
+#ifdef IRSTD_ARMV8
+    V v;
+    __asm__("ld1r {%0.4s}, [%1], #4" : "=w"(v), "+r"(*p) : "m"(**p));
+    return v;
+#else
+    return v_constant((*p)++);
+#endif
+}
+/* A pointer that the compiler shall step, not compute anew. */
+#ifdef IRSTD_ARMV8
+#define STEP(p, by) ((p) += (by), ({ __asm__("" : "+r"(p)); }))
+#else
+#define STEP(p, by) ((p) += (by))
+#endif
 IRSTD_INLINE V v_add(V a, V b) { return vaddq_s16(a, b); }
 
 /* eor, cnt, uadalp: 128 multiply-accumulates. */
@@ -56,18 +72,20 @@ IRSTD_INLINE V v_adds(V a, V b) { return vqaddq_s16(a, b); }
 typedef struct {
     V multiplier, offset, slope, shift_out;
 } CONSTANTS;
-IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
-#ifdef IRSTD_ARMV8
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish **f, const int rprelu) {
+#ifdef IRSTD_ARMV8 /* one load, which compilers address by additions */
     (void)rprelu;
-    const int32x4x4_t k = vld4q_dup_s32(&f->multiplier);
+    int32x4x4_t k;
+    __asm__("ld4r {%S0.4s - %V0.4s}, [%1], #16" : "=w"(k), "+r"(*f) : "m"(**f));
     return (CONSTANTS){vreinterpretq_s16_s32(k.val[0]), vreinterpretq_s16_s32(k.val[1]),
                        vreinterpretq_s16_s32(k.val[2]), vreinterpretq_s16_s32(k.val[3])};
 #else
-    CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
+    CONSTANTS k = {.multiplier = v_constant(&(*f)->multiplier), .offset = v_constant(&(*f)->offset)};
     if (rprelu) {
-        k.slope = v_constant(&f->slope);
-        k.shift_out = v_constant(&f->shift_out);
+        k.slope = v_constant(&(*f)->slope);
+        k.shift_out = v_constant(&(*f)->shift_out);
     }
+    ++*f;
     return k;
 #endif
 }
@@ -80,39 +98,30 @@ IRSTD_INLINE SHIFT shift_of(int count) { return vdupq_n_s16((int16_t)count); }
 IRSTD_INLINE V v_shl(V a, SHIFT count) { return vshlq_s16(a, count); }
 IRSTD_INLINE V v_average(V a, V b) { return vrhaddq_s16(a, b); }
 
-/* A lane that is set is -1: less that times the bit of the channel. */
 typedef struct {
-    V v[VECTORS], bit;
+    V v[VECTORS];
 } BITS;
 IRSTD_INLINE BITS bits_zero(void) {
     BITS b;
     UNROLL
     for (int n = 0; n < VECTORS; n++) b.v[n] = vdupq_n_s16(0);
-    b.bit = vdupq_n_s16(1);
     return b;
 }
-IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, int c) {
-    (void)c;
-    UNROLL
-    for (int n = 0; n < VECTORS; n++) b->v[n] = vmlsq_s16(b->v[n], vreinterpretq_s16_u16(vcgeq_s16(x[n], threshold)), b->bit);
-    b->bit = vaddq_s16(b->bit, b->bit);
-}
-/* For the channels of a tile the bits are lanes: no additions, and one register less. */
+/* The bits of four channels, as lanes; a lane that is set is -1: less that times the bit of the channel. */
 typedef int16x4_t TILE_BITS;
-IRSTD_INLINE TILE_BITS tile_bits_of(int first) {
-    static const int16_t bits[16] = {1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9,
+IRSTD_INLINE TILE_BITS tile_bits_of(int c) {
+    static const int16_t bits[19] = {1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9,
                                      1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, INT16_MIN};
-    return vld1_s16(bits + first);
+    return vld1_s16(bits + c);
 }
-IRSTD_INLINE void bits_push_tile(BITS *b, const V *x, V threshold, TILE_BITS bits, const int t) {
+IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, TILE_BITS bits, const int t) {
     UNROLL
     for (int n = 0; n < VECTORS; n++) {
         const V set = vreinterpretq_s16_u16(vcgeq_s16(x[n], threshold));
 #ifdef IRSTD_ARMV8 /* compilers take the lane out first */
         __asm__("mls %0.8h, %1.8h, %2.h[%3]" : "+w"(b->v[n]) : "w"(set), "x"(bits), "i"(t));
 #else
-        const V all = vcombine_s16(bits, bits); /* a lane must be a literal */
-        const int16_t lanes[4] = {vgetq_lane_s16(all, 0), vgetq_lane_s16(all, 1), vgetq_lane_s16(all, 2), vgetq_lane_s16(all, 3)};
+        const int16_t lanes[4] = {vget_lane_s16(bits, 0), vget_lane_s16(bits, 1), vget_lane_s16(bits, 2), vget_lane_s16(bits, 3)};
         b->v[n] = vmlsq_s16(b->v[n], set, vdupq_n_s16(lanes[t]));
 #endif
     }

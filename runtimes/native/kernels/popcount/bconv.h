@@ -3,17 +3,17 @@
  *
  * Included once per instruction set, after finish.h and a header that defines, for vectors V of VL int16 lanes:
  *   v_load, v_loadu, v_store, v_all (one value), v_add, weight_t, UNROLL, TILE output channels by VECTORS vectors of
- *   sums, which fit the registers, tile_bits and bits_push_tile (bits_push for a tile's channels), and
  *   v_step(acc, x, w, tile): adds the popcounts of x xor w for one word of `tile` channels;
  *   or SUM_TILE and its own sum_tile. */
 #include "../../engine/engine.h"
 
 enum { BLOCK = VECTORS * VL };
 
-/* What the sums of a group are counted from: `runs` times three neighbouring elements, then single ones. */
+/* What the sums of a group are counted from: runs of three neighbouring elements, then single ones. The runs are told
+ * as three by three and the rest; `rest` is zero where only those are. */
 typedef struct {
     const char **words;
-    int runs, singles;
+    int64_t nines, rest, runs, singles;
 } row_words;
 
 /* Matching signs are counted: x xor not w. */
@@ -81,7 +81,7 @@ static void merge_taps(const irstd_bconv *c, const irstd_bconv_row *row, int pla
 
 static row_words find_words(const irstd_bconv *c, const irstd_bconv_row *row, const int *rows, int g) {
     const int planes = full_planes(c), kw_count = c->a.kernel_w;
-    row_words w = {row->taps + c->a.kernel_h * kw_count, 0, 0};
+    row_words w = {.words = row->taps + c->a.kernel_h * kw_count};
     const int run = kw_count == 3 && c->a.stride_w == 1 && c->a.dilation_w == 1 ? 3 : 1;
     char *zeros = row->merged + irstd_merged_words(c) * (size_t)(row->stride + ROW_STEP) * 2;
     int count = 0;
@@ -92,15 +92,19 @@ static row_words find_words(const irstd_bconv *c, const irstd_bconv_row *row, co
             for (int kw = 0; kw < kw_count; kw += run)
                 w.words[count++] = taps[kw] ? taps[kw] + (size_t)(g * group_planes(c) + p) * row->plane_bytes : zeros;
     }
-    if (run == 3)
-        w.runs = count;
-    else
-        w.singles = count;
+    w.nines = run == 3 ? count / 3 : 0;
+    w.runs = run == 3 ? count % 3 : 0;
+    w.singles = run == 3 ? 0 : count;
     if (c->merge > 1) {
         merge_taps(c, row, g * group_planes(c) + planes, w.words + count);
         w.singles += merged_words(c);
     }
+    w.rest = w.runs + w.singles;
     return w;
+}
+
+static void next_block(const row_words *w) {
+    for (int64_t i = 0; i < 3 * w->nines + w->rest; i++) w->words[i] += BLOCK * 2;
 }
 
 #ifdef SUM_TILE
@@ -115,12 +119,12 @@ IRSTD_INLINE void sum_tile(V acc[TILE][VECTORS], const row_words *words, const w
         UNROLL
         for (int v = 0; v < VECTORS; v++) acc[t][v] = v_load(start + t * step + v * VL);
     const char *const *at = words->words;
-    for (int i = 0; i < words->runs; i++) {
+    for (int64_t i = 3 * words->nines + words->runs; i > 0; i--) {
         const char *x = *at++;
         UNROLL
         for (int u = 0; u < 3; u++, w += tile) v_step(acc, x + 2 * u, w, tile);
     }
-    for (int i = 0; i < words->singles; i++, w += tile) v_step(acc, *at++, w, tile);
+    for (int64_t i = words->singles; i > 0; i--, w += tile) v_step(acc, *at++, w, tile);
 }
 #endif
 
@@ -164,7 +168,7 @@ static void sums(const irstd_bconv *c, const irstd_bconv_row *row) {
                 else
                     store_sums(c, &words, at, start, to, row->stride, 1);
             }
-            for (int i = 0; i < words.runs + words.singles; i++) words.words[i] += BLOCK * 2;
+            next_block(&words);
         }
         for (int first = 0, tile; first < c->oc_group; first += tile, w += tile * tile_words(c))
             tile = tile_of(c->oc_group - first);
@@ -209,19 +213,19 @@ IRSTD_INLINE void row_style(const irstd_bconv *c, const irstd_bconv_row *row, co
                     UNROLL
                     for (int t = 0; t < TILE; t++) {
                         if (!signs) {
-                            const CONSTANTS k = constants_of(constants++, rprelu);
+                            const CONSTANTS k = constants_of(&constants, rprelu);
                             UNROLL
                             for (int n = 0; n < VECTORS; n++)
                                 acc[t][n] = finish_vector(acc[t][n], k, shift, rprelu, residual, near + n * VL,
                                                           near + oc_count * r_stride + n * VL);
-                            if (residual) near += r_stride;
+                            if (residual) STEP(near, r_stride);
                         }
                         if (stored) {
                             UNROLL
                             for (int n = 0; n < VECTORS; n++) v_store(to + n * VL, acc[t][n]);
-                            to += stride;
+                            STEP(to, stride);
                         }
-                        if (mapped) bits_push_tile(&found, acc[t], v_constant(threshold++), tile_bits, t);
+                        if (mapped) bits_push(&found, acc[t], v_next_constant(&threshold), tile_bits, t);
                     }
                 }
                 if (mapped) {
@@ -229,7 +233,7 @@ IRSTD_INLINE void row_style(const irstd_bconv *c, const irstd_bconv_row *row, co
                     plane_bits += plane;
                 }
             }
-            for (int i = 0; i < words.runs + words.singles; i++) words.words[i] += BLOCK * 2;
+            next_block(&words);
         }
     }
 }

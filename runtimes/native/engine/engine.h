@@ -56,9 +56,15 @@ typedef struct {
 
 /* Scratch of one row of a binary convolution: sums, pointers of the taps, then whichever of the others it needs. */
 typedef struct {
-    int64_t stride;                                     /* elements of a plane of sums */
-    size_t sums, taps, padding, columns, planes, bytes; /* offsets */
+    int64_t stride;                                             /* elements of a plane of sums */
+    size_t sums, taps, padding, columns, merged, planes, bytes; /* offsets */
 } irstd_row_layout;
+
+/* What the sums of a block of columns start from: [OC] rows of int16, `step` apart (0: one row suits all channels). */
+typedef struct {
+    const int16_t *values;
+    int64_t step;
+} irstd_start;
 
 /* A binary convolution, prepared. Sums are in units of `unit`: acc = unit * sum. */
 typedef struct {
@@ -70,11 +76,13 @@ typedef struct {
     int words_per_tap;
     const float *threshold, *scale, *bias, *shift_in, *slope, *shift_out;
     void *packed; /* the kernel's form of the weights */
-    /* Columns that have a tap outside the image (pad_value 0): what their sums lack, [class][edge][oc]. */
-    int64_t edges, *edge_column;
+    int merge; /* taps that share an element of the last plane of a group, whose channels are few; 1: none do */
     int classes; /* sets of kernel rows inside the image; classes differ in their first and last row */
     int (*class_rows)[2]; /* first and last + 1 */
-    int16_t *edge_sum;
+    /* Minus half of all that is counted, plus what padding of exact zeros was counted as: [class][block of columns].
+     * Where sums are in units of one, to be added to their double: minus all. */
+    irstd_start *starts;
+    int64_t blocks;
     /* The int16 epilogue, per output channel; fast: it is exact here. */
     int fast, shift, average;
     irstd_finish *finish; /* per output channel */
@@ -85,12 +93,13 @@ typedef struct {
 } irstd_bconv;
 
 /* A convolution of int16 to int16 whose float32 sums are exact integers on a grid: y = sat((sum + bias) >> shift),
- * half a unit being part of the bias. */
+ * half a unit being part of the bias. Where the factors have room, they are raised to a shift of 16: the weights as they
+ * are stored, the values by `raised` bits when they are read. */
 typedef struct {
     int taps;         /* IC * KH * KW */
     int32_t *weights; /* [OC / 4][pairs of taps][4]: two int16, 0 behind the last tap and the last channel */
     int32_t *bias;    /* [OC], in fours too */
-    int shift;
+    int shift, raised;
 } irstd_fixed_conv;
 
 struct irstd_node {
@@ -109,6 +118,19 @@ struct irstd_node {
     uint64_t macs;
     char kernel[64];
 };
+
+/* One output row of a binary convolution. taps[kh * KW + kw] is what output column 0 sees through that tap, plane 0;
+ * NULL is a row of exact zeros. Planes are plane_bytes apart. Behind the taps is room for KH * KW * planes of a group
+ * pointers more. sums: int16 [OC rounded up to 16, and to 8 behind a group][stride]; merged: rows of that many elements
+ * for the words of merged taps, and one of zeros. */
+typedef struct {
+    const char **taps;
+    size_t plane_bytes;
+    int row_class;
+    int64_t width, stride;
+    int16_t *sums;
+    char *merged;
+} irstd_bconv_row;
 
 /* Rows first..last-1 of a node's output. */
 typedef struct {
@@ -163,19 +185,15 @@ struct irstd_kernels {
     const char *isa;
     int bit_channels, bit_bytes; /* channels of an element of a packed map, bytes of it */
     int zero_element;            /* an element that adds nothing to any sum (exact zero padding), or -1 */
+    int block;                   /* columns whose sums are started together; 0: sums start from nothing */
     size_t (*packed_bytes)(const irstd_bconv *c);
     void (*pack)(const irstd_bconv *c, void *packed);
-    /* One row of sums, int16 [OC rounded up to 16, and to 8 behind a group][stride]. taps[kh * KW + kw] is what output column 0 sees through
-     * that tap, plane 0; planes are plane_bytes apart. Rows outside class_rows[row_class] are left out. Behind the
-     * taps is room for KH * KW * planes of a group pointers more. */
-    void (*sums)(const irstd_bconv *c, const char **taps, size_t plane_bytes, int row_class, int64_t width,
-                 int64_t stride, int16_t *sums);
-    /* The int16 epilogue of one row (c->fast); y, and bits with its map, may be NULL. bits: column 0 of plane 0. */
-    void (*finish)(const irstd_bconv *c, const int16_t *sums, int64_t stride, int64_t width, const irstd_tensor *r,
-                   const int16_t *residual, int16_t *y, const irstd_map *map, char *bits);
-    /* Signs straight from the sums (c->sign_sum). */
-    void (*sum_signs)(const irstd_bconv *c, const int16_t *sums, int64_t stride, int64_t width, const irstd_map *map,
-                      char *bits);
+    /* One row of sums, for the epilogue in float. */
+    void (*sums)(const irstd_bconv *c, const irstd_bconv_row *row);
+    /* One row of int16 results (c->fast) or of signs alone (c->sign_sum); y, and bits with its map, may be NULL. bits:
+     * column 0 of plane 0. r is the residual tensor, `residual` the row of it. */
+    void (*row)(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r, const int16_t *residual,
+                int16_t *y, const irstd_map *map, char *bits);
     /* The signs of one row of an int16 tensor (map->fixed_threshold). */
     void (*signs)(const irstd_map *map, const int16_t *x, int64_t stride, int64_t width, char *bits);
     const irstd_row_kernels *rows;
@@ -191,8 +209,13 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r);
 /* Kernel rows first..last - 1 that output row `row` reads; padding of +1 or -1 counts as read. */
 void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]);
 
+/* Words of the last plane of a group, where taps share them. */
+static inline size_t irstd_merged_words(const irstd_bconv *c) {
+    return (size_t)((c->a.kernel_h * c->a.kernel_w + c->merge - 1) / c->merge);
+}
+
 /* Whether a binary convolution writes its output's packed map itself. */
-int irstd_emits_map(const struct irstd_session *s, const irstd_node *n);
+int irstd_emits_map(const irstd_node *n);
 
 /* Fills columns first..last - 1 of all planes (of a row's first element on) with the padding of a map. */
 void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char *row, int64_t first, int64_t last);

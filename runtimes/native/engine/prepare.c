@@ -53,6 +53,11 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r) {
     return fixed ? v / step : v;
 }
 
+static void *own_aligned(struct irstd_session *s, size_t bytes) {
+    char *memory = irstd_own(s, bytes + ROW_ALIGNMENT);
+    return memory ? memory + (-(uintptr_t)memory & (ROW_ALIGNMENT - 1)) : NULL;
+}
+
 static int32_t twice(int16_t x) { return (int32_t)((uint32_t)(uint16_t)x * 0x10001u); }
 
 /* A map of x that suits c: one that is there already, or a new one. */
@@ -116,10 +121,9 @@ void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]) {
     while (rows[1] > rows[0] && top + (int64_t)(rows[1] - 1) * a->dilation_h >= height) rows[1]--;
 }
 
-int irstd_emits_map(const struct irstd_session *s, const irstd_node *n) {
+int irstd_emits_map(const irstd_node *n) {
     const irstd_tensor *y = n->output;
-    return n->bconv && y->map_count == 1 && (n->bconv->sign_sum || (n->bconv->fast && s->kernels->finish &&
-                                                                    y->maps[0].fixed_threshold));
+    return n->bconv && y->map_count == 1 && (n->bconv->sign_sum || (n->bconv->fast && y->maps[0].fixed_threshold));
 }
 
 void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char *row, int64_t first, int64_t last) {
@@ -136,43 +140,71 @@ void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char
     }
 }
 
-/* The sets of kernel rows inside the image, and what the columns at the edges lack. */
-static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
+/* The sum of the weights of one tap. */
+static int tap_sum(const irstd_bconv *c, int oc, int kh, int kw) {
+    int sum = 0;
+    for (int ch = 0; ch < c->ic_group; ch++) sum += bit_of(c, oc, kh, kw, ch) ? 1 : -1;
+    return c->negated && c->negated[oc] ? -sum : sum;
+}
+
+/* The sets of kernel rows inside the image. */
+static irstd_status find_classes(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
     irstd_bconv *c = n->bconv;
     const irstd_bconv2d_attributes *a = &c->a;
-    const irstd_tensor *x = n->inputs[0], *y = n->output;
     c->class_rows = irstd_own(s, (size_t)((a->kernel_h + 1) * (a->kernel_h + 2) / 2) * sizeof *c->class_rows);
     if (!c->class_rows) return out_of_memory(error);
-    for (int64_t row = 0; row < y->height; row++) {
+    for (int64_t row = 0; row < n->output->height; row++) {
         int rows[2], k = 0;
         irstd_valid_rows(n, row, rows);
         while (k < c->classes && memcmp(c->class_rows[k], rows, sizeof rows)) k++;
         if (k == c->classes) memcpy(c->class_rows[c->classes++], rows, sizeof rows);
     }
-    if (a->pad_value || s->kernels->zero_element >= 0) return IRSTD_OK;
-    c->edge_column = irstd_own(s, (size_t)y->width * sizeof *c->edge_column);
-    if (!c->edge_column) return out_of_memory(error);
-    for (int64_t j = 0; j < y->width; j++) {
-        int64_t first = j * a->stride_w - a->pad_left, last = first + (int64_t)a->dilation_w * (a->kernel_w - 1);
-        if (first < 0 || last >= x->width) c->edge_column[c->edges++] = j;
-    }
-    size_t oc_padded = (size_t)irstd_round_up(a->out_channels, 16);
-    c->edge_sum = irstd_own(s, (size_t)c->classes * (size_t)c->edges * oc_padded * sizeof(int16_t) + 1);
-    if (!c->edge_sum) return out_of_memory(error);
-    for (int k = 0; k < c->classes; k++)
-        for (int64_t e = 0; e < c->edges; e++)
-            for (int oc = 0; oc < a->out_channels; oc++) {
-                int lack = 0; /* the padding was summed as -1 */
-                for (int kh = c->class_rows[k][0]; kh < c->class_rows[k][1]; kh++)
-                    for (int kw = 0; kw < a->kernel_w; kw++) {
-                        int64_t column = c->edge_column[e] * a->stride_w - a->pad_left + (int64_t)kw * a->dilation_w;
-                        if (column >= 0 && column < x->width) continue;
-                        for (int ch = 0; ch < c->ic_group; ch++)
-                            lack += bit_of(c, oc, kh, kw, ch) ^ (c->negated && c->negated[oc]) ? 1 : -1;
+    return IRSTD_OK;
+}
+
+/* What a row of sums starts from. Padding of exact zeros is counted as -1, and its weights are given back here: columns
+ * outside the image, and rows outside it where words of merged taps reach over them (others are left out). */
+static irstd_status find_starts(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
+    irstd_bconv *c = n->bconv;
+    const irstd_bconv2d_attributes *a = &c->a;
+    const int block = s->kernels->block, kh_count = a->kernel_h, kw_count = a->kernel_w, taps = kh_count * kw_count;
+    const int64_t width = n->output->width, behind = n->inputs[0]->width;
+    const size_t channels = (size_t)irstd_round_up(a->out_channels, 16) + 8; /* the last tile reaches behind them */
+    c->blocks = (width + block - 1) / block;
+    c->starts = irstd_own(s, (size_t)(c->classes * c->blocks) * sizeof *c->starts);
+    int32_t *weights = irstd_own(s, (size_t)(a->out_channels * taps) * sizeof *weights);
+    if (!c->starts || !weights) return out_of_memory(error);
+    for (int oc = 0; oc < a->out_channels; oc++)
+        for (int t = 0; t < taps; t++) weights[oc * taps + t] = tap_sum(c, oc, t / kw_count, t % kw_count);
+    for (int k = 0; k < c->classes; k++) {
+        const int *rows = c->class_rows[k], summed = c->merge > 1 ? kh_count : rows[1] - rows[0];
+        const int rows_outside = summed > rows[1] - rows[0];
+        const int16_t all = (int16_t)(-summed * kw_count * c->ic_group / c->unit);
+        int16_t *plain = own_aligned(s, (size_t)block * sizeof *plain);
+        if (!plain) return out_of_memory(error);
+        for (int j = 0; j < block; j++) plain[j] = all;
+        for (int64_t b = 0; b < c->blocks; b++) {
+            irstd_start *start = &c->starts[k * c->blocks + b];
+            *start = (irstd_start){plain, 0};
+            const int64_t reach = (int64_t)a->dilation_w * (kw_count - 1);
+            const int64_t first = b * block * a->stride_w - a->pad_left;
+            const int64_t last = (irstd_min((b + 1) * block, width) - 1) * a->stride_w - a->pad_left + reach;
+            if (a->pad_value || (first >= 0 && last < behind && !rows_outside)) continue;
+            int16_t *values = own_aligned(s, channels * (size_t)block * sizeof *values);
+            if (!values) return out_of_memory(error);
+            *start = (irstd_start){values, block};
+            for (int oc = 0; oc < a->out_channels; oc++)
+                for (int j = 0; j < block; j++) {
+                    int lack = 0;
+                    for (int t = 0; t < taps; t++) {
+                        const int64_t column = first + (int64_t)j * a->stride_w + (int64_t)a->dilation_w * (t % kw_count);
+                        const int inside = t / kw_count >= rows[0] && t / kw_count < rows[1];
+                        if (inside ? column < 0 || column >= behind : rows_outside) lack += weights[oc * taps + t];
                     }
-                c->edge_sum[((size_t)k * (size_t)c->edges + (size_t)e) * oc_padded + (size_t)oc] =
-                    (int16_t)(lack / c->unit);
-            }
+                    values[oc * block + j] = (int16_t)(all + lack / c->unit);
+                }
+        }
+    }
     return IRSTD_OK;
 }
 
@@ -276,18 +308,20 @@ static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_
     c->unit = c->ic_group % 2 ? 1 : 2;
     most /= c->unit;
     c->wide = most > INT16_MAX || !k->sums;
+    const int tail = c->ic_group % k->bit_channels;
+    c->merge = k->block && tail ? (int)irstd_min(k->bit_channels / tail, taps) : 1;
     irstd_status status = fold_signs(s, n, most, error);
     if (!status) status = fold_fixed(s, n, most, error);
-    if (!status) status = find_edges(s, n, error);
+    if (!status) status = find_classes(s, n, error);
+    if (!status && k->block) status = find_starts(s, n, error);
     if (status || c->wide) {
         snprintf(n->kernel, sizeof n->kernel, "bconv2d_popcount__ref");
         return status;
     }
-    c->packed = irstd_own(s, k->packed_bytes(c) + ROW_ALIGNMENT);
+    c->packed = own_aligned(s, k->packed_bytes(c));
     if (!c->packed) return out_of_memory(error);
-    c->packed = (char *)c->packed + (-(uintptr_t)c->packed & (ROW_ALIGNMENT - 1));
     k->pack(c, c->packed);
-    const char *form = c->sign_sum ? "signs" : c->fast && k->finish ? "int16" : "float";
+    const char *form = c->sign_sum ? "signs" : c->fast ? "int16" : "float";
     snprintf(n->kernel, sizeof n->kernel, "%s_%s__%s", k->name, form, k->isa);
     return IRSTD_OK;
 }
@@ -320,18 +354,32 @@ static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irst
     int32_t *biases = irstd_own(s, (size_t)irstd_round_up(oc_count, 4) * sizeof *biases);
     if (!f || !weights || !biases) return out_of_memory(error);
     const int64_t largest = largest_value(s, x);
+    double most = 0, heaviest = 0; /* of all sums and weights */
     for (int oc = 0; oc < oc_count; oc++) {
         double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits) : 0, sum = fabs(b);
         for (int t = 0; t < taps; t++) {
-            double w = ldexp((double)weight[oc * taps + t], bits);
-            sum += fabs(w) * (double)largest;
-            if (!(fabs(w) <= INT16_MAX)) return IRSTD_OK;
-            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)(int16_t)w << t % 2 * 16);
+            double w = fabs(ldexp((double)weight[oc * taps + t], bits));
+            sum += w * (double)largest;
+            heaviest = fmax(heaviest, w);
         }
-        if (b != floor(b) || !(sum < 1 << 24)) return IRSTD_OK;
-        biases[oc] = (int32_t)b + (1 << (shift - 1));
+        if (b != floor(b)) return IRSTD_OK;
+        most = fmax(most, sum);
     }
-    *f = (irstd_fixed_conv){taps, weights, biases, shift};
+    if (!(heaviest <= INT16_MAX) || !(most < 1 << 24)) return IRSTD_OK;
+    int heavier = 0, raised = 0; /* a shift of 16 takes the upper half, which cannot saturate */
+    while (shift + heavier < 16 && ldexp(heaviest, heavier + 1) <= INT16_MAX) heavier++;
+    while (shift + heavier + raised < 16 && largest << (raised + 1) <= INT16_MAX) raised++;
+    if (shift + heavier + raised != 16 || ldexp(most + ldexp(1, shift), heavier + raised) > INT32_MAX) heavier = raised = 0;
+    const int up = heavier + raised;
+    for (int oc = 0; oc < oc_count; oc++) {
+        for (int t = 0; t < taps; t++) {
+            int16_t w = (int16_t)ldexp((double)weight[oc * taps + t], bits + heavier);
+            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)w << t % 2 * 16);
+        }
+        const double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits + up) : 0;
+        biases[oc] = (int32_t)b + (1 << (shift + up - 1));
+    }
+    *f = (irstd_fixed_conv){taps, weights, biases, shift + up, raised};
     n->fixed_conv = f;
     snprintf(n->kernel, sizeof n->kernel, "Conv2d_int16__%s", s->kernels->isa);
     return IRSTD_OK;
@@ -360,7 +408,7 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
         irstd_node *n = &s->nodes[k];
         irstd_status status = n->bconv ? prepare_bconv(s, n, error) : IRSTD_OK;
         if (status) return status;
-        if (!irstd_emits_map(s, n)) n->output->stored = 1; /* its signs are taken from its values */
+        if (!irstd_emits_map(n)) n->output->stored = 1; /* its signs are taken from its values */
     }
     return IRSTD_OK;
 }

@@ -22,7 +22,8 @@ static irstd_row_layout layout_of(const struct irstd_session *s, const irstd_nod
     l.taps = up((size_t)irstd_round_up(a->out_channels + (a->groups > 1 ? 7 : 0), 16) * stride * sizeof(int16_t));
     l.padding = l.taps + up(taps * (size_t)(1 + c->source->group_planes) * sizeof(char *));
     l.columns = l.padding + (a->pad_value ? up(map_row) : 0);
-    l.planes = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
+    l.merged = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
+    l.planes = l.merged + (c->merge > 1 ? up((irstd_merged_words(c) + 1) * (stride + ROW_STEP) * element) : 0);
     l.bytes = l.planes + 4 * stride * sizeof(float); /* int32 sums, residual, another, result */
     return l;
 }
@@ -50,15 +51,16 @@ static size_t find_taps(const struct irstd_session *s, const irstd_node *n, int6
             if (!padded++) irstd_pad_columns(s, map, scratch + l->padding, 0, map->stride);
             from = scratch + l->padding;
         }
-        for (int kw = 0; kw < a->kernel_w; kw++) {
-            int tap = kh * a->kernel_w + kw;
-            taps[tap] = from ? from + (map->left - a->pad_left + (int64_t)kw * a->dilation_w) * element : NULL;
-            if (a->stride_w == 1 || !from) continue;
-            char *to = scratch + l->columns + tap * map->planes * columns;
+        const char **tap = taps + kh * a->kernel_w;
+        const char *at = from ? from + (map->left - a->pad_left) * element : NULL;
+        const int64_t step = from ? a->dilation_w * element : 0;
+        for (int kw = 0; kw < a->kernel_w; kw++, at += step) tap[kw] = at;
+        for (int kw = 0; kw < a->kernel_w && a->stride_w > 1 && from; kw++) {
+            char *to = scratch + l->columns + (kh * a->kernel_w + kw) * map->planes * columns;
             for (int p = 0; p < map->planes; p++)
                 for (int64_t j = 0; j < n->output->width; j++)
-                    memcpy(to + p * columns + j * element, taps[tap] + p * plane + j * a->stride_w * element, (size_t)element);
-            taps[tap] = to;
+                    memcpy(to + p * columns + j * element, tap[kw] + p * plane + j * a->stride_w * element, (size_t)element);
+            tap[kw] = to;
         }
     }
     return (size_t)(a->stride_w == 1 ? plane : columns);
@@ -190,25 +192,21 @@ static void bconv_row(const struct irstd_session *s, const irstd_node *n, int64_
     int16_t *sums = (int16_t *)(void *)(scratch + l.sums);
     size_t plane_bytes = find_taps(s, n, row, &l, scratch, taps);
     if (!c->wide) {
-        int rows[2], row_class = 0;
+        int rows[2];
+        irstd_bconv_row r = {taps, plane_bytes, 0, y->width, l.stride, sums, scratch + l.merged};
         irstd_valid_rows(n, row, rows);
-        while (memcmp(c->class_rows[row_class], rows, sizeof rows)) row_class++;
-        k->sums(c, taps, plane_bytes, row_class, y->width, l.stride, sums);
-        const irstd_map *map = irstd_emits_map(s, n) ? &y->maps[0] : NULL;
-        char *bits = map ? map_column0(s, map, row) : NULL;
-        if (c->sign_sum || (c->fast && k->finish)) {
-            if (c->sign_sum)
-                k->sum_signs(c, sums, l.stride, y->width, map, bits);
-            else
-                k->finish(c, sums, l.stride, y->width, c->a.residual ? n->inputs[1] : NULL,
-                          c->a.residual ? irstd_tensor_row(n->inputs[1], row) : NULL,
-                          y->stored ? irstd_tensor_row(y, row) : NULL, map, bits);
+        while (memcmp(c->class_rows[r.row_class], rows, sizeof rows)) r.row_class++;
+        if (c->sign_sum || c->fast) {
+            const irstd_map *map = irstd_emits_map(n) ? &y->maps[0] : NULL;
+            k->row(c, &r, c->a.residual ? n->inputs[1] : NULL, c->a.residual ? irstd_tensor_row(n->inputs[1], row) : NULL,
+                   y->stored ? irstd_tensor_row(y, row) : NULL, map, map ? map_column0(s, map, row) : NULL);
             if (map)
                 repair_padding(s, map, row, y->width);
             else
                 write_signs(s, y, row);
             return;
         }
+        k->sums(c, &r);
     }
     float *plane = (float *)(void *)(scratch + l.planes), *residual = plane + l.stride, *other = residual + l.stride;
     int32_t *acc = (int32_t *)(void *)(other + l.stride);

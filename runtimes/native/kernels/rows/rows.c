@@ -174,6 +174,8 @@ static void activate(float *x, int64_t n, int activation, float slope, const flo
 /* Scratch of a node: planes of floats of this many elements, with room for whole vectors. */
 static int64_t padded(int64_t n) { return (n + 3 * ROW_STEP) / ROW_STEP * ROW_STEP; }
 
+#include "int16.h"
+
 /* ---- convolution: input rows are copied with their padding, then tiles of 4 channels by 2 vectors are summed ---- */
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -198,106 +200,6 @@ static inline __attribute__((always_inline)) void conv_tile(const float *const *
         for (int v = 0; v < TILE_VECTORS; v++) store(y + c * y_stride + column + v * LANES, sum[c][v]);
 }
 
-/* ---- convolution of int16 in integers: pairs of taps are multiplied and summed to int32 ---- */
-
-enum { FIXED_CHANNELS = 4 };
-#if defined(__AVX512BW__)
-enum { FIXED_PIXELS = 32 };
-typedef __m512i vp;
-#define VP(name) _mm512_##name
-#define VP_LOAD(p) _mm512_loadu_si512(p)
-#define VP_STORE(p, v) _mm512_storeu_si512(p, v)
-#elif defined(__AVX2__)
-enum { FIXED_PIXELS = 16 };
-typedef __m256i vp;
-#define VP(name) _mm256_##name
-#define VP_LOAD(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
-#define VP_STORE(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), v)
-#elif defined(__ARM_NEON)
-enum { FIXED_PIXELS = 16 };
-#else
-enum { FIXED_PIXELS = 8 };
-#endif
-
-/* FIXED_PIXELS pixels of the 4 channels from oc on, of which `channels` exist. */
-static void fixed_tile(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t column,
-                       int16_t *y, int64_t stride) {
-    const int pairs = (f->taps + 1) / 2;
-    const int32_t *w = f->weights + oc * pairs;
-#if defined(__AVX2__)
-    vp low[FIXED_CHANNELS], high[FIXED_CHANNELS];
-    for (int c = 0; c < FIXED_CHANNELS; c++) low[c] = high[c] = VP(set1_epi32)(f->bias[oc + c]);
-    for (int p = 0; p < pairs; p++, w += FIXED_CHANNELS) {
-        vp a = VP_LOAD(taps[2 * p] + column), b = VP_LOAD(taps[2 * p + 1] + column);
-        vp first = VP(unpacklo_epi16)(a, b), second = VP(unpackhi_epi16)(a, b);
-        for (int c = 0; c < FIXED_CHANNELS; c++) {
-            low[c] = VP(add_epi32)(low[c], VP(madd_epi16)(first, VP(set1_epi32)(w[c])));
-            high[c] = VP(add_epi32)(high[c], VP(madd_epi16)(second, VP(set1_epi32)(w[c])));
-        }
-    }
-    const __m128i shift = _mm_cvtsi32_si128(f->shift);
-    for (int c = 0; c < FIXED_CHANNELS; c++) /* packing undoes the order of the unpacking */
-        if (c < channels)
-            VP_STORE(y + c * stride + column, VP(packs_epi32)(VP(sra_epi32)(low[c], shift), VP(sra_epi32)(high[c], shift)));
-#elif defined(__ARM_NEON)
-    int32x4_t sum[FIXED_CHANNELS][4];
-    for (int c = 0; c < FIXED_CHANNELS; c++)
-        for (int v = 0; v < 4; v++) sum[c][v] = vdupq_n_s32(f->bias[oc + c]);
-#define CHANNEL(c, lane, half)                                                        \
-    sum[c][0] = vmlal_lane_s16(sum[c][0], vget_low_s16(a), vget_##half##_s16(weight), lane);  \
-    sum[c][1] = vmlal_lane_s16(sum[c][1], vget_high_s16(a), vget_##half##_s16(weight), lane); \
-    sum[c][2] = vmlal_lane_s16(sum[c][2], vget_low_s16(b), vget_##half##_s16(weight), lane);  \
-    sum[c][3] = vmlal_lane_s16(sum[c][3], vget_high_s16(b), vget_##half##_s16(weight), lane);
-    for (int p = 0; p < pairs; p++, w += FIXED_CHANNELS) {
-        const int16x8_t weight = vreinterpretq_s16_s32(vld1q_s32(w));
-        int16x8_t a = vld1q_s16(taps[2 * p] + column), b = vld1q_s16(taps[2 * p] + column + 8);
-        CHANNEL(0, 0, low) CHANNEL(1, 2, low) CHANNEL(2, 0, high) CHANNEL(3, 2, high)
-        if (2 * p + 1 == f->taps) break;
-        a = vld1q_s16(taps[2 * p + 1] + column), b = vld1q_s16(taps[2 * p + 1] + column + 8);
-        CHANNEL(0, 1, low) CHANNEL(1, 3, low) CHANNEL(2, 1, high) CHANNEL(3, 3, high)
-    }
-#undef CHANNEL
-    const int32x4_t shift = vdupq_n_s32(-f->shift);
-    for (int c = 0; c < FIXED_CHANNELS; c++)
-        for (int v = 0; v < 4 && c < channels; v += 2)
-            vst1q_s16(y + c * stride + column + 4 * v,
-                      vcombine_s16(vqmovn_s32(vshlq_s32(sum[c][v], shift)), vqmovn_s32(vshlq_s32(sum[c][v + 1], shift))));
-#else
-    for (int c = 0; c < channels; c++)
-        for (int64_t j = column; j < column + FIXED_PIXELS; j++) {
-            int32_t sum = f->bias[oc + c];
-            for (int t = 0; t < f->taps; t++)
-                sum += (int16_t)(w[t / 2 * FIXED_CHANNELS + c] >> t % 2 * 16) * taps[t][j];
-            sum >>= f->shift;
-            y[c * stride + j] = (int16_t)(sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum);
-        }
-#endif
-}
-
-static void fixed_conv_row(const irstd_node *n, int64_t row, char *scratch) {
-    const int32_t *i = n->i;
-    const irstd_fixed_conv *f = n->fixed_conv;
-    const irstd_tensor *x = n->inputs[0], *y = n->output;
-    const int64_t left = i[IRSTD_CONV2D_PAD_LEFT], line = padded(left + x->width + i[IRSTD_CONV2D_PAD_RIGHT]);
-    const int16_t **taps = (const int16_t **)(void *)scratch;
-    int16_t *lines = (int16_t *)(void *)(scratch + irstd_round_up((f->taps + 1) * (int64_t)sizeof *taps, 64));
-    int t = 0;
-    for (int c = 0; c < x->channels; c++)
-        for (int r = 0; r < i[IRSTD_CONV2D_KERNEL_H]; r++, lines += line) {
-            int64_t source = row * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP] + (int64_t)r * i[IRSTD_CONV2D_DILATION_H];
-            memset(lines, 0, (size_t)line * sizeof *lines);
-            if (source >= 0 && source < x->height)
-                memcpy(lines + left, (const int16_t *)irstd_tensor_row(x, source) + c * x->stride,
-                       (size_t)x->width * sizeof *lines);
-            for (int k = 0; k < i[IRSTD_CONV2D_KERNEL_W]; k++) taps[t++] = lines + (int64_t)k * i[IRSTD_CONV2D_DILATION_W];
-        }
-    if (t % 2) taps[t] = taps[t - 1]; /* its weight is 0 */
-    int16_t *to = irstd_tensor_row(y, row);
-    for (int oc = 0; oc < y->channels; oc += FIXED_CHANNELS, to += FIXED_CHANNELS * y->stride)
-        for (int64_t column = 0; column < y->width; column += FIXED_PIXELS)
-            fixed_tile(f, taps, oc, y->channels - oc, column, to, y->stride);
-}
-
 /* A pointwise convolution of an int16 tensor to few channels: converted in registers. */
 static int is_projection(const irstd_node *n) {
     const int32_t *i = n->i;
@@ -313,17 +215,7 @@ static void project_row(const irstd_node *n, int64_t row, float *sums) {
     const float *slope = n->constants[IRSTD_CONV2D_SLOPE], step = step_of(x);
     const int16_t *from = irstd_tensor_row(x, row);
     for (int o = 0; o < y->channels; o++) {
-        for (int64_t j = 0; j < y->width; j += 2 * LANES) {
-            vf low = all(bias ? bias[o] : 0), high = low;
-            for (int c = 0; c < x->channels; c++) {
-                const int16_t *at = from + c * x->stride + j;
-                float w = weight[o * x->channels + c] * step;
-                low += widened(at) * w;
-                high += widened(at + LANES) * w;
-            }
-            store(sums + j, low);
-            store(sums + j + LANES, high);
-        }
+        project(from, x->stride, x->channels, weight + o * x->channels, step, bias ? bias[o] : 0, y->width, sums);
         activate(sums, y->width, n->i[IRSTD_CONV2D_ACTIVATION], slope ? slope[o] : 0, n->f);
         write_plane(y, irstd_tensor_row(y, row), o, y->width, sums);
     }
@@ -437,60 +329,20 @@ static int alike(const irstd_tensor *a, const irstd_tensor *b) {
     return a->type == IRSTD_TENSOR_TYPE_INT16 && b->type == a->type && a->fraction_bits == b->fraction_bits;
 }
 
-/* Whole steps of a plane are written. */
-static void average_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
-#if defined(__AVX512BW__)
-    const __m512i one = _mm512_set1_epi16(1), two = _mm512_set1_epi32(2);
-    for (int64_t j = 0; j < width; j += 16) {
-        __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(_mm512_loadu_si512(top + 2 * j), one),
-                                       _mm512_madd_epi16(_mm512_loadu_si512(bottom + 2 * j), one));
-        _mm256_storeu_si256((__m256i *)(void *)(y + j),
-                            _mm512_cvtepi32_epi16(_mm512_srai_epi32(_mm512_add_epi32(sum, two), 2)));
-    }
-#elif defined(__ARM_NEON)
-    for (int64_t j = 0; j < width; j += 4)
-        vst1_s16(y + j, vrshrn_n_s32(vpadalq_s16(vpaddlq_s16(vld1q_s16(top + 2 * j)), vld1q_s16(bottom + 2 * j)), 2));
-#else
-    for (int64_t j = 0; j < width; j++)
-        y[j] = (int16_t)((top[2 * j] + top[2 * j + 1] + bottom[2 * j] + bottom[2 * j + 1] + 2) >> 2);
-#endif
-}
-
-/* Whole steps of a plane are written. */
-static void max_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
-#if defined(__AVX512BW__)
-    for (int64_t j = 0; j < width; j += 16) { /* the larger of each pair, in the low half */
-        __m512i v = _mm512_max_epi16(_mm512_loadu_si512(top + 2 * j), _mm512_loadu_si512(bottom + 2 * j));
-        v = _mm512_max_epi16(v, _mm512_srli_epi32(v, 16));
-        _mm256_storeu_si256((__m256i *)(void *)(y + j), _mm512_cvtepi32_epi16(v));
-    }
-#elif defined(__ARM_NEON)
-    for (int64_t j = 0; j < width; j += 4) {
-        int16x8_t v = vmaxq_s16(vld1q_s16(top + 2 * j), vld1q_s16(bottom + 2 * j));
-        vst1_s16(y + j, vpmax_s16(vget_low_s16(v), vget_high_s16(v)));
-    }
-#else
-    for (int64_t j = 0; j < width; j++) {
-        int16_t a = top[2 * j] > top[2 * j + 1] ? top[2 * j] : top[2 * j + 1];
-        int16_t b = bottom[2 * j] > bottom[2 * j + 1] ? bottom[2 * j] : bottom[2 * j + 1];
-        y[j] = a > b ? a : b;
-    }
-#endif
-}
-
 static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
     const irstd_tensor *x = n->inputs[0], *y = n->output;
     const int kh = n->i[0], kw = n->i[1], sh = n->i[2], sw = n->i[3], average = n->op == IRSTD_OP_AVERAGE_POOL;
     char *result = irstd_tensor_row(y, row);
     float *in = (float *)(void *)scratch, *out = in + padded(x->width);
     const float share = 1.0f / (float)(kh * kw);
+    if (kh == 2 && kw == 2 && sh == 2 && sw == 2 && alike(x, y)) {
+        const int16_t *top = irstd_tensor_row(x, 2 * row), *bottom = irstd_tensor_row(x, 2 * row + 1);
+        int16_t *to = (int16_t *)(void *)result;
+        for (int c = 0; c < y->channels; c++, top += x->stride, bottom += x->stride, to += y->stride)
+            (average ? average_pool2 : max_pool2)(top, bottom, y->width, to);
+        return;
+    }
     for (int c = 0; c < y->channels; c++) {
-        if (kh == 2 && kw == 2 && sh == 2 && sw == 2 && alike(x, y)) {
-            (average ? average_pool2 : max_pool2)((const int16_t *)irstd_tensor_row(x, 2 * row) + c * x->stride,
-                          (const int16_t *)irstd_tensor_row(x, 2 * row + 1) + c * x->stride, y->width,
-                          (int16_t *)(void *)result + c * y->stride);
-            continue;
-        }
         for (int64_t j = 0; j < y->width; j++) out[j] = average ? 0 : -INFINITY;
         for (int r = 0; r < kh; r++) {
             read_plane(x, irstd_tensor_row(x, row * sh + r), c, x->width, in);
@@ -541,55 +393,6 @@ static int64_t source_of(int64_t to, int64_t scale, int64_t size, int mode, floa
     return first;
 }
 
-/* Bilinear x2: 9, 3, 3, 1 sixteenths, plus an addend (saturating) where there is one. mid: width + 2 and a vector.
- * Whole steps of a plane are written; two pixels of the result are the halves of one 32-bit lane. */
-static void resize2(const int16_t *near, const int16_t *far, int64_t width, int32_t *mid, const int16_t *addend,
-                    int16_t *y) {
-#if defined(__ARM_NEON)
-    for (int64_t j = 0; j < width; j += 8) {
-        int16x8_t a = vld1q_s16(near + j), b = vld1q_s16(far + j);
-        vst1q_s32(mid + 1 + j, vaddw_s16(vmull_n_s16(vget_low_s16(a), 3), vget_low_s16(b)));
-        vst1q_s32(mid + 5 + j, vaddw_s16(vmull_n_s16(vget_high_s16(a), 3), vget_high_s16(b)));
-    }
-    mid[0] = mid[1];
-    mid[width + 1] = mid[width];
-    for (int64_t j = 0; j < width; j += 8) {
-        int16x4x2_t even, odd;
-        for (int k = 0; k < 2; k++) {
-            int32x4_t m = vld1q_s32(mid + 1 + j + 4 * k);
-            m = vaddq_s32(m, vshlq_n_s32(m, 1));
-            even.val[k] = vrshrn_n_s32(vaddq_s32(m, vld1q_s32(mid + j + 4 * k)), 4);
-            odd.val[k] = vrshrn_n_s32(vaddq_s32(m, vld1q_s32(mid + 2 + j + 4 * k)), 4);
-        }
-        int16x8x2_t out = vzipq_s16(vcombine_s16(even.val[0], even.val[1]), vcombine_s16(odd.val[0], odd.val[1]));
-        for (int k = 0; k < 2; k++) {
-            int16x8_t v = out.val[k];
-            vst1q_s16(y + 2 * j + 8 * k, addend ? vqaddq_s16(v, vld1q_s16(addend + 2 * j + 8 * k)) : v);
-        }
-    }
-#else
-    for (int64_t j = 0; j < width; j += LANES) {
-        vh a, b;
-        memcpy(&a, near + j, sizeof a);
-        memcpy(&b, far + j, sizeof b);
-        vi m = __builtin_convertvector(a, vi) * 3 + __builtin_convertvector(b, vi);
-        memcpy(mid + 1 + j, &m, sizeof m);
-    }
-    mid[0] = mid[1];
-    mid[width + 1] = mid[width];
-    for (int64_t j = 0; j < width; j += LANES) {
-        vi left, here, right;
-        memcpy(&left, mid + j, sizeof left);
-        memcpy(&here, mid + 1 + j, sizeof here);
-        memcpy(&right, mid + 2 + j, sizeof right);
-        here = here * 3 + 8;
-        vi out = ((here + left) >> 4 & 0xffff) | (here + right) >> 4 << 16;
-        memcpy(y + 2 * j, &out, sizeof out);
-        if (addend) add_saturating(y + 2 * j, addend + 2 * j, 2 * LANES);
-    }
-#endif
-}
-
 static void add_planes(const irstd_tensor *b, const char *row, int c, const irstd_tensor *y, char *result, int64_t n,
                        float *sum, float *other);
 
@@ -600,13 +403,12 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
     char *result = irstd_tensor_row(y, row);
     if (mode == IRSTD_RESIZE_MODE_BILINEAR && scale_h == 2 && scale_w == 2 && alike(x, y) &&
         (!addend || alike(addend, y))) {
-        int64_t near = row / 2, far = irstd_max(0, irstd_min(x->height - 1, row % 2 ? near + 1 : near - 1));
-        for (int c = 0; c < y->channels; c++) {
-            int16_t *to = (int16_t *)(void *)result + c * y->stride;
-            resize2((const int16_t *)irstd_tensor_row(x, near) + c * x->stride,
-                    (const int16_t *)irstd_tensor_row(x, far) + c * x->stride, x->width, (int32_t *)(void *)scratch,
-                    addend ? (const int16_t *)irstd_tensor_row(addend, row) + c * addend->stride : NULL, to);
-        }
+        const int64_t beside = irstd_max(0, irstd_min(x->height - 1, row % 2 ? row / 2 + 1 : row / 2 - 1));
+        const int16_t *near = irstd_tensor_row(x, row / 2), *far = irstd_tensor_row(x, beside);
+        const int16_t *added = addend ? irstd_tensor_row(addend, row) : NULL;
+        int16_t *to = (int16_t *)(void *)result;
+        for (int c = 0; c < y->channels; c++, near += x->stride, far += x->stride, to += y->stride)
+            resize2(near, far, x->width, (int32_t *)(void *)scratch, added ? added + c * addend->stride : NULL, to);
         return;
     }
     float *near = (float *)(void *)scratch, *far = near + padded(x->width), *out = far + padded(x->width), fraction;

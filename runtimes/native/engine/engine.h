@@ -118,11 +118,20 @@ struct irstd_node {
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
     irstd_fixed_conv *fixed_conv;
-    const irstd_conv_form *form; /* of a convolution of floats */
+    /* A convolution of floats: the inputs but the addend are its image, one tensor's channels behind the other's; the
+     * addend, the last input, is added before the activation. */
+    int has_addend;
+    const irstd_conv_form *form;
     float *packed;
     uint64_t macs;
+    const irstd_node *folded_into; /* which computes this one too, so that it never runs */
     char kernel[64];
 };
+
+static inline int irstd_sources(const irstd_node *n) { return n->input_count - n->has_addend; }
+static inline const irstd_tensor *irstd_addend(const irstd_node *n) {
+    return n->has_addend ? n->inputs[n->input_count - 1] : NULL;
+}
 
 /* Rows first..last-1 of a node's output. */
 typedef struct {
@@ -225,6 +234,8 @@ const char *irstd_operator_name(int op);
 
 /* load.c: the file, checked, as tensors and nodes. */
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error);
+/* fold.c: sums and concatenations that convolutions compute along the way. */
+irstd_status irstd_fold(struct irstd_session *s, irstd_error *error);
 /* prepare.c: constants in the kernels' forms, packed maps. */
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error);
 /* plan.c: steps, rings, arena. */

@@ -12,13 +12,15 @@ enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
 
 static int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
+static int is_addend(const irstd_node *n, int input) { return n->has_addend && input == n->input_count - 1; }
+
 /* Rows 0..result-1 of an input are needed for rows 0..rows-1 of the output. Negative counts are strips before the
  * first one: they let the early layers start without the late ones, so that no ring must hold the start of a run. */
 static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t last = rows - 1, need = rows;
-    switch (n->op) {
+    switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D: {
         const irstd_bconv2d_attributes *a = &n->bconv->a;
         if (!input) need = last * a->stride_h - a->pad_top + (int64_t)a->dilation_h * (a->kernel_h - 1) + 1;
@@ -52,7 +54,7 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t first = row;
-    switch (n->op) {
+    switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D:
         if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
         break;

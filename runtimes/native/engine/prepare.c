@@ -339,11 +339,9 @@ static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irst
 /* What a float convolution reads beyond the image is there as zeros, where its input can have margins. */
 static void reserve_margins(const irstd_node *n) {
     const int32_t *i = n->i;
-    irstd_tensor *x = n->inputs[0];
     const int64_t reach = (int64_t)i[IRSTD_CONV2D_DILATION_W] * (i[IRSTD_CONV2D_KERNEL_W] - 1);
     const int64_t pad = i[IRSTD_CONV2D_PAD_LEFT], step = i[IRSTD_CONV2D_STRIDE_W];
     int64_t width = n->output->width, before = pad, behind = reach - pad; /* of the column below or above */
-    if (x->type != IRSTD_TENSOR_TYPE_FLOAT32 || x->external) return;
     if (n->op == IRSTD_OP_CONV_TRANSPOSE2D) {
         width = (width + step - 1) / step;
         before = (irstd_max(0, reach - pad) + step - 1) / step;
@@ -351,9 +349,14 @@ static void reserve_margins(const irstd_node *n) {
     } else if (step > 1) {
         return; /* copied */
     }
-    if (!before && width + behind <= x->width) return;
-    x->left = irstd_max(x->left, irstd_round_up(before, ROW_ALIGNMENT / 4));
-    x->extent = irstd_max(x->extent, irstd_round_up(width, ROW_STEP) + irstd_round_up(irstd_max(reach, behind), ROW_ALIGNMENT / 4));
+    if (!before && width + behind <= n->inputs[0]->width) return;
+    for (int k = 0; k < irstd_sources(n); k++) {
+        irstd_tensor *x = n->inputs[k];
+        if (x->type != IRSTD_TENSOR_TYPE_FLOAT32 || x->external) continue;
+        x->left = irstd_max(x->left, irstd_round_up(before, ROW_ALIGNMENT / 4));
+        x->extent = irstd_max(x->extent, irstd_round_up(width, ROW_STEP) +
+                                             irstd_round_up(irstd_max(reach, behind), ROW_ALIGNMENT / 4));
+    }
 }
 
 static irstd_status prepare_conv(struct irstd_session *s, irstd_node *n, irstd_error *error) {
@@ -386,11 +389,18 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
             snprintf(n->kernel, sizeof n->kernel, "%s__%s", irstd_operator_name(n->op), s->kernels->isa);
             irstd_status status = n->op == IRSTD_OP_CONV2D ? fold_fixed_conv(s, n, error) : IRSTD_OK;
             if (status) return status;
-            if (is_conv(n)) reserve_margins(n);
         }
+    }
+    irstd_status folded = irstd_fold(s, error);
+    if (folded) return folded;
+    for (int k = 0; k < s->node_count; k++) {
+        irstd_node *n = &s->nodes[k];
+        if (n->folded_into) snprintf(n->kernel, sizeof n->kernel, "folded");
+        else if (is_conv(n)) reserve_margins(n);
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
+        if (n->folded_into) continue;
         irstd_status status = n->bconv ? prepare_bconv(s, n, error) : is_conv(n) ? prepare_conv(s, n, error) : IRSTD_OK;
         if (status) return status;
         if (!irstd_emits_map(s, n)) n->output->stored = 1; /* its signs are taken from its values */

@@ -5,6 +5,8 @@
 #include "rows.h"
 
 #define STATIC_INLINE static inline __attribute__((always_inline))
+/* Arrays of vectors become registers only where GCC unrolls the loops over them before it splits arrays. */
+#define EACH(i, count) _Pragma("GCC unroll 8") for (int i = 0; i < count; i++)
 
 enum { BLOCK = 4 }; /* output channels of a tile */
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -19,7 +21,8 @@ enum { TILE = 2, DEPTHWISE_TILE = 2 };
 
 /* Attributes of a convolution; those of the transposed one have the same slots. */
 typedef struct {
-    const irstd_tensor *x, *y;
+    const irstd_node *n;
+    const irstd_tensor *x, *y, *addend;
     int groups, ic, oc; /* channels of a group */
     int kh, kw, activation;
     int64_t sh, sw, dh, dw, top, left;
@@ -30,7 +33,7 @@ static geometry geometry_of(const irstd_node *n) {
     const int32_t *i = n->i;
     const irstd_tensor *x = n->inputs[0], *y = n->output;
     const int groups = i[IRSTD_CONV2D_GROUPS];
-    return (geometry){x, y, groups, x->channels / groups, y->channels / groups,
+    return (geometry){n, x, y, irstd_addend(n), groups, i[IRSTD_CONV2D_IN_CHANNELS] / groups, y->channels / groups,
                       i[IRSTD_CONV2D_KERNEL_H], i[IRSTD_CONV2D_KERNEL_W], i[IRSTD_CONV2D_ACTIVATION],
                       i[IRSTD_CONV2D_STRIDE_H], i[IRSTD_CONV2D_STRIDE_W], i[IRSTD_CONV2D_DILATION_H],
                       i[IRSTD_CONV2D_DILATION_W], i[IRSTD_CONV2D_PAD_TOP], i[IRSTD_CONV2D_PAD_LEFT],
@@ -69,40 +72,48 @@ static float *pack_panels(const float *bias, const float *slope, int channels, i
 /* Activations that the tiles apply; the others come after. */
 static int is_simple(int activation) { return activation <= IRSTD_FLOAT_ACTIVATION_CLAMP; }
 
-/* `channels` by `vectors` sums from `column` on, of which the first `exist` channels are stored. */
-STATIC_INLINE void tile(const float *const *taps, int64_t count, const float *panel, const int channels, const int vectors,
-                        int activation, const float *clamp, int exist, int64_t column, float *y, int64_t stride) {
+/* Sums of `channels` output channels: what every tap sees from column 0 on, their panels, what is added to them. */
+typedef struct {
+    const float *const *taps;
+    int64_t count;
+    const float *panels;
+    int channels, activation;
+    const float *clamp, *addend; /* planes of addend_stride, or NULL */
+    int64_t addend_stride;
+} job;
+
+/* `channels` by `vectors` sums from `column` on; `exist` channels from the first of them are there. */
+STATIC_INLINE void tile(const job *j, const float *panel, const float *addend, const int channels, const int vectors,
+                        int exist, int64_t column, float *y, int64_t stride) {
     vf sum[BLOCK][TILE];
     const float *w = panel + 2 * channels;
-    for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors; v++) sum[c][v] = all(panel[c]);
-    for (int64_t t = 0; t < count; t++, w += channels) {
-        const float *at = taps[t] + column;
+    EACH(c, channels) EACH(v, vectors) sum[c][v] = all(panel[c]);
+    if (addend) EACH(c, channels) {
+        const float *plane = addend + (c < exist ? c : 0) * j->addend_stride + column;
+        EACH(v, vectors) sum[c][v] += load(plane + v * LANES);
+    }
+    const float *const *tap = j->taps, *const *const end = tap + j->count;
+    for (; tap < end; tap++, w += channels) {
+        const float *at = *tap + column;
         vf x[TILE];
-        for (int v = 0; v < vectors; v++) x[v] = load(at + v * LANES);
-        for (int c = 0; c < channels; c++)
-            for (int v = 0; v < vectors; v++) sum[c][v] += x[v] * w[c];
+        EACH(v, vectors) x[v] = load(at + v * LANES);
+        EACH(c, channels) EACH(v, vectors) sum[c][v] += x[v] * w[c];
     }
-#define EVERY(expression)                 \
-    for (int c = 0; c < channels; c++)    \
-        for (int v = 0; v < vectors; v++) sum[c][v] = expression;
-    if (activation == IRSTD_FLOAT_ACTIVATION_RELU) {
-        EVERY(relu(sum[c][v]))
-    } else if (activation == IRSTD_FLOAT_ACTIVATION_PRELU) {
-        EVERY(prelu(sum[c][v], panel[channels + c]))
-    } else if (activation == IRSTD_FLOAT_ACTIVATION_CLAMP) {
-        EVERY(clamped(sum[c][v], clamp))
+    if (j->activation == IRSTD_FLOAT_ACTIVATION_RELU) {
+        EACH(c, channels) EACH(v, vectors) sum[c][v] = relu(sum[c][v]);
+    } else if (j->activation == IRSTD_FLOAT_ACTIVATION_PRELU) {
+        EACH(c, channels) EACH(v, vectors) sum[c][v] = prelu(sum[c][v], panel[channels + c]);
+    } else if (j->activation == IRSTD_FLOAT_ACTIVATION_CLAMP) {
+        EACH(c, channels) EACH(v, vectors) sum[c][v] = clamped(sum[c][v], j->clamp);
     }
-#undef EVERY
-    for (int c = 0; c < channels; c++)
-        for (int v = 0; v < vectors && c < exist; v++) store(y + c * stride + column + v * LANES, sum[c][v]);
+    EACH(c, channels)
+        if (c < exist) EACH(v, vectors) store(y + c * stride + column + v * LANES, sum[c][v]);
 }
 
 #define TILE_OF(channels, vectors)                                                                                       \
     static __attribute__((noinline)) void tile_##channels##_##vectors(                                                   \
-        const float *const *taps, int64_t count, const float *panel, int activation, const float *clamp, int exist,      \
-        int64_t column, float *y, int64_t stride) {                                                                      \
-        tile(taps, count, panel, channels, vectors, activation, clamp, exist, column, y, stride);                        \
+        const job *j, const float *panel, const float *addend, int exist, int64_t column, float *y, int64_t stride) {    \
+        tile(j, panel, addend, channels, vectors, exist, column, y, stride);                                             \
     }
 #define TILES_OF(vectors) TILE_OF(1, vectors) TILE_OF(4, vectors)
 TILES_OF(1) TILES_OF(2)
@@ -113,7 +124,7 @@ TILES_OF(3)
 TILES_OF(4)
 #endif
 
-typedef void tile_function(const float *const *, int64_t, const float *, int, const float *, int, int64_t, float *, int64_t);
+typedef void tile_function(const job *, const float *, const float *, int, int64_t, float *, int64_t);
 static tile_function *const tiles[][2] = { /* [vectors - 1][four channels] */
     {tile_1_1, tile_4_1}, {tile_1_2, tile_4_2},
 #if defined(__AVX2__) || defined(__aarch64__)
@@ -127,17 +138,17 @@ static tile_function *const tiles[][2] = { /* [vectors - 1][four channels] */
 /* Vectors of the next tile, of those that are left: as even as can be, since a short tile waits for its sums. */
 static int64_t tile_vectors(int64_t left) { return left >= 2 * TILE || left <= TILE ? irstd_min(left, TILE) : (left + 1) / 2; }
 
-/* One row of `channels` output channels, `width` columns, in whole vectors: the sums over `count` taps. */
-static void dense_row(const float *const *taps, int64_t count, const float *panels, int channels, int activation,
-                      const float *clamp, int64_t width, float *y, int64_t stride) {
+/* `width` columns in whole vectors; column 0 of the taps is `first`. */
+static void run_job(const job *j, int64_t first, int64_t width, float *y, int64_t stride) {
     const int64_t vectors = (width + LANES - 1) / LANES;
     for (int64_t at = 0, some; at < vectors; at += some) { /* few columns at a time: their taps stay in the cache */
         some = tile_vectors(vectors - at);
-        const float *panel = panels;
-        for (int o = 0; o < channels; o += BLOCK) {
-            const int wide = panel_channels(channels - o);
-            tiles[some - 1][wide == BLOCK](taps, count, panel, activation, clamp, channels - o, at * LANES, y + o * stride, stride);
-            panel += wide * (2 + count);
+        const float *panel = j->panels;
+        for (int o = 0; o < j->channels; o += BLOCK) {
+            const int wide = panel_channels(j->channels - o);
+            tiles[some - 1][wide == BLOCK](j, panel, j->addend ? j->addend + o * j->addend_stride : NULL, j->channels - o,
+                                           first + at * LANES, y + o * stride - first, stride);
+            panel += wide * (2 + j->count);
         }
     }
 }
@@ -170,34 +181,51 @@ static void finish_target(const geometry *g, target t, int64_t row, int first, i
 /* Whether taps may point into the rows of x. */
 static int in_place(const geometry *g) { return is_planar(g->x) && g->sw == 1; }
 
+/* The plane of an input channel; the image may be several tensors, one behind the other. */
+static const float *input_plane(const geometry *g, int64_t row, int channel) {
+    irstd_tensor *const *x = g->n->inputs;
+    while (channel >= (*x)->channels) channel -= (*x++)->channels;
+    return plane_of(*x, row, channel);
+}
+
+/* A line of zeros, for rows outside the image: elements of it, and its column 0. */
+static int64_t zeros_before(const geometry *g) {
+    int64_t left = 0;
+    for (int k = 0; k < irstd_sources(g->n); k++) left = irstd_max(left, g->n->inputs[k]->left);
+    return left;
+}
+static int64_t zeros_columns(const geometry *g) { return zeros_before(g) + padded(g->y->width) + irstd_round_up((g->kw - 1) * g->dw, ROW_STEP); }
+
 /* Columns of a copied line, for each of the sw phases that a stride picks from. */
 static int64_t line_columns(const geometry *g) {
     return padded(g->y->width) + irstd_round_up((g->kw - 1) * g->dw / g->sw, LANES);
 }
 
-static int64_t lines_bytes(const geometry *g, int lines) { /* and one to copy from */
-    return in_place(g) ? (g->x->stride + (g->kw - 1) * g->dw) * (int64_t)sizeof(float)
-                       : (lines + (g->sw > 1)) * g->sw * line_columns(g) * (int64_t)sizeof(float);
+static int64_t lines_bytes(const geometry *g, int lines) { /* and one that is converted from int16 */
+    return (in_place(g) ? zeros_columns(g) : lines * g->sw * line_columns(g) + padded(g->x->width)) * (int64_t)sizeof(float);
 }
 
-static void copy_line(const geometry *g, int64_t source, int channel, float *to, float *whole) {
-    const int64_t columns = line_columns(g), length = g->sw * columns;
-    float *line = g->sw == 1 ? to : whole;
-    memset(line, 0, (size_t)length * sizeof *line);
+/* to[j] = from[j * step + first] where that lies within 0..width - 1, else 0; n elements. */
+STATIC_INLINE void pick(const float *from, int64_t width, int64_t first, const int64_t step, int64_t n, float *to) {
+    const int64_t begin = irstd_min(n, irstd_max(0, (-first + step - 1) / step));
+    const int64_t end = irstd_max(begin, irstd_min(n, (width - first + step - 1) / step));
+    for (int64_t j = 0; j < begin; j++) to[j] = 0;
+    for (int64_t j = begin; j < end; j++) to[j] = from[j * step + first];
+    for (int64_t j = end; j < n; j++) to[j] = 0;
+}
+
+/* The columns that each phase of the stride picks, with padding. */
+static void copy_line(const geometry *g, int64_t source, int channel, float *to, float *copy) {
+    const int64_t columns = line_columns(g);
     if (source < 0 || source >= g->x->height) {
-        if (line != to) memset(to, 0, (size_t)length * sizeof *to);
+        memset(to, 0, (size_t)(g->sw * columns) * sizeof *to);
         return;
     }
-    const int64_t width = irstd_min(g->x->width, length - g->left);
-    if (width > 0) read_plane(g->x, irstd_tensor_row(g->x, source), channel, width, line + g->left);
-    if (g->sw == 2) {
-        for (int64_t j = 0; j < columns; j++) {
-            to[j] = line[2 * j];
-            to[columns + j] = line[2 * j + 1];
-        }
-    } else if (g->sw > 2) {
-        for (int64_t phase = 0; phase < g->sw; phase++)
-            for (int64_t j = 0; j < columns; j++) to[phase * columns + j] = line[j * g->sw + phase];
+    const float *from = floats_of(g->x, source, channel, g->x->width, copy);
+    for (int64_t phase = 0; phase < g->sw; phase++, to += columns) {
+        if (g->sw == 1) pick(from, g->x->width, -g->left, 1, columns, to);
+        else if (g->sw == 2) pick(from, g->x->width, phase - g->left, 2, columns, to);
+        else pick(from, g->x->width, phase - g->left, g->sw, columns, to);
     }
 }
 
@@ -205,27 +233,31 @@ static void copy_line(const geometry *g, int64_t source, int channel, float *to,
  * `lines`: scratch of lines_bytes. */
 static void find_taps(const geometry *g, int64_t row, int first, int channels, float *lines, const float **taps) {
     const int64_t columns = line_columns(g);
-    float *const whole = lines + channels * g->kh * g->sw * columns;
+    float *const copy = lines + channels * g->kh * g->sw * columns;
     const int direct = in_place(g);
     if (direct && (row * g->sh < g->top || row * g->sh - g->top + (g->kh - 1) * g->dh >= g->x->height))
         memset(lines, 0, (size_t)lines_bytes(g, 0));
     for (int r = 0; r < g->kh; r++) {
         const int64_t source = row * g->sh - g->top + r * g->dh;
         const int outside = source < 0 || source >= g->x->height;
-        const float *from = direct ? outside ? lines + g->x->left : plane_of(g->x, source, first) : NULL;
         for (int c = 0; c < channels; c++) {
             const float **tap = taps + (c * g->kh + r) * g->kw;
             if (direct) {
+                const float *from = outside ? lines + zeros_before(g) : input_plane(g, source, first + c);
                 for (int k = 0; k < g->kw; k++) tap[k] = from + k * g->dw - g->left;
-                if (!outside) from += g->x->stride;
                 continue;
             }
             float *line = lines + (c * g->kh + r) * g->sw * columns;
-            copy_line(g, source, first + c, line, whole);
+            copy_line(g, source, first + c, line, copy);
             for (int k = 0; k < g->kw; k++) tap[k] = line + k * g->dw % g->sw * columns + k * g->dw / g->sw;
         }
     }
 }
+
+static const float *addend_plane(const geometry *g, int64_t row, int channel) {
+    return g->addend ? plane_of(g->addend, row, channel) : NULL;
+}
+static int64_t addend_stride(const geometry *g) { return g->addend ? g->addend->stride : 0; }
 
 static int always(const irstd_node *n) {
     (void)n;
@@ -268,7 +300,9 @@ static void direct_run(const irstd_node *n, int64_t row, char *scratch) {
     for (int k = 0; k < g.groups; k++) {
         find_taps(&g, row, k * g.ic, g.ic, lines, taps);
         const target t = target_of(g.y, row, k * g.oc, sums);
-        dense_row(taps, count, n->packed + k * floats, g.oc, g.activation, g.clamp, g.y->width, t.to, t.stride);
+        const job j = {taps, count, n->packed + k * floats, g.oc, g.activation, g.clamp, addend_plane(&g, row, k * g.oc),
+                       addend_stride(&g)};
+        run_job(&j, 0, g.y->width, t.to, t.stride);
         finish_target(&g, t, row, k * g.oc, g.oc);
     }
 }
@@ -282,12 +316,14 @@ static int depthwise_fits(const irstd_node *n) {
 
 /* `vectors` sums of one channel; sums of different taps are added in an order that lets them overlap. */
 STATIC_INLINE void depthwise_tile(const float *const *taps, const int count, const float *w, float bias, const int vectors,
-                                  int activation, float slope, const float *clamp, float *y, int64_t column) {
+                                  int activation, float slope, const float *clamp, const float *addend, float *y,
+                                  int64_t column) {
     vf sum[DEPTHWISE_TILE];
-    for (int v = 0; v < vectors; v++) sum[v] = all(bias);
+    EACH(v, vectors) sum[v] = all(bias);
+    if (addend) EACH(v, vectors) sum[v] += load(addend + column + v * LANES);
     for (int t = 0; t < count; t++)
-        for (int v = 0; v < vectors; v++) sum[v] += load(taps[t] + column + v * LANES) * w[t];
-    for (int v = 0; v < vectors; v++) {
+        EACH(v, vectors) sum[v] += load(taps[t] + column + v * LANES) * w[t];
+    EACH(v, vectors) {
         if (activation == IRSTD_FLOAT_ACTIVATION_RELU) sum[v] = relu(sum[v]);
         if (activation == IRSTD_FLOAT_ACTIVATION_PRELU) sum[v] = prelu(sum[v], slope);
         if (activation == IRSTD_FLOAT_ACTIVATION_CLAMP) sum[v] = clamped(sum[v], clamp);
@@ -296,23 +332,24 @@ STATIC_INLINE void depthwise_tile(const float *const *taps, const int count, con
 }
 
 STATIC_INLINE void depthwise_line(const float *const *taps, const int count, const float *w, float bias, int activation,
-                                  float slope, const float *clamp, int64_t width, float *y) {
+                                  float slope, const float *clamp, const float *addend, int64_t width, float *y) {
     int64_t column = 0;
     for (; column + DEPTHWISE_TILE * LANES <= width; column += DEPTHWISE_TILE * LANES)
-        depthwise_tile(taps, count, w, bias, DEPTHWISE_TILE, activation, slope, clamp, y, column);
+        depthwise_tile(taps, count, w, bias, DEPTHWISE_TILE, activation, slope, clamp, addend, y, column);
     for (; column < width; column += LANES)
-        depthwise_tile(taps, count, w, bias, 1, activation, slope, clamp, y, column);
+        depthwise_tile(taps, count, w, bias, 1, activation, slope, clamp, addend, y, column);
 }
 
 static __attribute__((noinline)) void depthwise_9(const float *const *from, const float *weight, float bias, int activation,
-                                                  float slope, const float *clamp, int64_t width, float *y) {
+                                                  float slope, const float *clamp, const float *addend, int64_t width,
+                                                  float *y) {
     const float *taps[9];
     float w[9];
     for (int t = 0; t < 9; t++) {
         taps[t] = from[t];
         w[t] = weight[t];
     }
-    depthwise_line(taps, 9, w, bias, activation, slope, clamp, width, y);
+    depthwise_line(taps, 9, w, bias, activation, slope, clamp, addend, width, y);
 }
 
 static size_t depthwise_scratch(const irstd_node *n) {
@@ -332,11 +369,11 @@ static void depthwise_run(const irstd_node *n, int64_t row, char *scratch) {
     for (int c = 0; c < g.groups; c++, w += count) {
         find_taps(&g, row, c, 1, lines, taps);
         const target t = target_of(g.y, row, c, sums);
-        const float bias = g.bias ? g.bias[c] : 0, slope = g.slope ? g.slope[c] : 0;
+        const float bias = g.bias ? g.bias[c] : 0, slope = g.slope ? g.slope[c] : 0, *addend = addend_plane(&g, row, c);
         if (count == 9)
-            depthwise_9(taps, w, bias, g.activation, slope, g.clamp, g.y->width, t.to);
+            depthwise_9(taps, w, bias, g.activation, slope, g.clamp, addend, g.y->width, t.to);
         else
-            depthwise_line(taps, count, w, bias, g.activation, slope, g.clamp, g.y->width, t.to);
+            depthwise_line(taps, count, w, bias, g.activation, slope, g.clamp, addend, g.y->width, t.to);
         finish_target(&g, t, row, c, 1);
     }
 }
@@ -386,7 +423,7 @@ static void winograd_pack(const irstd_node *n, float *to) {
 static int64_t winograd_line(const geometry *g) { return WINOGRAD_COLUMNS + irstd_round_up((g->kw - 1) * g->dw, 16); }
 
 /* Zeros, read for rows outside the image; behind them goes what lies below the result. */
-static int64_t winograd_spare(const geometry *g) { return (g->x->stride + padded(g->y->width)) * (int64_t)sizeof(float); }
+static int64_t winograd_spare(const geometry *g) { return (zeros_columns(g) + padded(g->y->width)) * (int64_t)sizeof(float); }
 
 static size_t winograd_scratch(const irstd_node *n) {
     const geometry g = geometry_of(n);
@@ -415,14 +452,16 @@ static void winograd_input(const float *const rows[WINOGRAD_POINTS], int64_t vec
 
 /* The six points, each point_step apart, to four rows. */
 static void winograd_output(const float *from, int64_t vectors, int64_t point_step, float bias, int activation, float slope,
-                            const float *clamp, float *const rows[WINOGRAD_ROWS]) {
+                            const float *clamp, const float *const addends[WINOGRAD_ROWS],
+                            float *const rows[WINOGRAD_ROWS]) {
     for (int64_t j = 0; j < vectors * LANES; j += LANES) {
         const vf a = load(from + j), b = load(from + point_step + j), c = load(from + 2 * point_step + j);
         const vf d = load(from + 3 * point_step + j), e = load(from + 4 * point_step + j), f = load(from + 5 * point_step + j);
         const vf near = b + c, apart = b - c, far = d + e, wide = d - e;
         vf y[WINOGRAD_ROWS] = {a + near + far + bias, apart + 2.0f * wide + bias, near + 4.0f * far + bias,
                                apart + 8.0f * wide + f + bias};
-        for (int r = 0; r < WINOGRAD_ROWS; r++) {
+        EACH(r, WINOGRAD_ROWS) {
+            if (addends[0]) y[r] += load(addends[r] + j);
             if (activation == IRSTD_FLOAT_ACTIVATION_RELU) y[r] = relu(y[r]);
             if (activation == IRSTD_FLOAT_ACTIVATION_PRELU) y[r] = prelu(y[r], slope);
             if (activation == IRSTD_FLOAT_ACTIVATION_CLAMP) y[r] = clamped(y[r], clamp);
@@ -436,9 +475,9 @@ static void winograd_run(const irstd_node *n, int64_t row, char *scratch) {
     const int64_t count = (int64_t)g.ic * g.kw, line = winograd_line(&g), point_step = g.ic * line;
     const int64_t sums_step = g.oc * WINOGRAD_COLUMNS, halo = (g.kw - 1) * g.dw;
     const float **taps = take(&scratch, count * (int64_t)sizeof *taps);
-    float *zeros = take(&scratch, winograd_spare(&g)), *below = zeros + g.x->stride;
+    float *zeros = take(&scratch, winograd_spare(&g)), *below = zeros + zeros_columns(&g);
     float *points = take(&scratch, WINOGRAD_POINTS * point_step * (int64_t)sizeof(float)), *sums = (float *)(void *)scratch;
-    memset(zeros, 0, (size_t)g.x->stride * sizeof *zeros);
+    memset(zeros, 0, (size_t)zeros_columns(&g) * sizeof *zeros);
     for (int64_t t = 0; t < count; t++) taps[t] = points + t / g.kw * line + t % g.kw * g.dw;
     const float *panels = n->packed;
     for (int k = 0; k < g.groups; k++) {
@@ -449,32 +488,27 @@ static void winograd_run(const irstd_node *n, int64_t row, char *scratch) {
                 for (int r = 0; r < WINOGRAD_POINTS; r++) {
                     const int64_t source = row - g.top + r;
                     const int outside = source < 0 || source >= g.x->height;
-                    rows[r] = (outside ? zeros + g.x->left : plane_of(g.x, source, k * g.ic + c)) + first - g.left;
+                    rows[r] = (outside ? zeros + zeros_before(&g) : input_plane(&g, source, k * g.ic + c)) + first - g.left;
                 }
                 winograd_input(rows, vectors + (halo + LANES - 1) / LANES, points + c * line, point_step);
             }
             const float *panel = panels;
             for (int p = 0; p < WINOGRAD_POINTS; p++) {
-                for (int64_t at = 0, some; at < vectors; at += some) {
-                    some = tile_vectors(vectors - at);
-                    const float *block = panel;
-                    for (int o = 0; o < g.oc; o += BLOCK) {
-                        const int wide = panel_channels(g.oc - o);
-                        tiles[some - 1][wide == BLOCK](taps, count, block, 0, NULL, g.oc - o, p * point_step + at * LANES,
-                                                       sums + p * sums_step + o * WINOGRAD_COLUMNS - p * point_step,
-                                                       WINOGRAD_COLUMNS);
-                        block += wide * (2 + count);
-                    }
-                }
+                const job j = {taps, count, panel, g.oc, IRSTD_FLOAT_ACTIVATION_NONE, NULL, NULL, 0};
+                run_job(&j, p * point_step, width, sums + p * sums_step, WINOGRAD_COLUMNS);
                 panel += panels_floats(g.oc, count);
             }
             for (int o = 0; o < g.oc; o++) {
                 const int channel = k * g.oc + o;
                 float *rows[WINOGRAD_ROWS];
-                for (int r = 0; r < WINOGRAD_ROWS; r++)
-                    rows[r] = (row + r < g.y->height ? plane_of(g.y, row + r, channel) : below) + first;
+                const float *addends[WINOGRAD_ROWS] = {NULL};
+                for (int r = 0; r < WINOGRAD_ROWS; r++) {
+                    const int outside = row + r >= g.y->height;
+                    rows[r] = (outside ? below : plane_of(g.y, row + r, channel)) + first;
+                    if (g.addend) addends[r] = outside ? below : plane_of(g.addend, row + r, channel) + first;
+                }
                 winograd_output(sums + o * WINOGRAD_COLUMNS, vectors, sums_step, g.bias ? g.bias[channel] : 0, g.activation,
-                                g.slope ? g.slope[channel] : 0, g.clamp, rows);
+                                g.slope ? g.slope[channel] : 0, g.clamp, addends, rows);
             }
         }
         panels += WINOGRAD_POINTS * panels_floats(g.oc, count);
@@ -598,7 +632,8 @@ static void transposed_run(const irstd_node *n, int64_t row, char *scratch) {
                     for (int t = 0; t < across_count; t++) taps[(c * rows + r) * across_count + t] = from + across[t];
                 }
             const target t = g.sw == 1 ? target_of(g.y, row, k * g.oc, phases) : (target){phases + q * g.oc * columns, columns};
-            dense_row(taps, count, panel + k * floats, g.oc, g.activation, g.clamp, (g.y->width - q + g.sw - 1) / g.sw, t.to, t.stride);
+            const job j = {taps, count, panel + k * floats, g.oc, g.activation, g.clamp, NULL, 0};
+            run_job(&j, 0, (g.y->width - q + g.sw - 1) / g.sw, t.to, t.stride);
             panel += g.groups * floats;
             if (g.sw == 1) finish_target(&g, t, row, k * g.oc, g.oc);
         }

@@ -49,11 +49,19 @@ static void max_pool2(const int16_t *top, const int16_t *bottom, int64_t width, 
 #endif
 }
 
+/* out[j] = in[j * step + first] joined to what is there; a NaN wins against every number. */
+static inline void join(const float *in, int64_t step, int64_t n, int average, float *out) {
+    if (average)
+        for (int64_t j = 0; j < n; j++) out[j] += in[j * step];
+    else
+        for (int64_t j = 0; j < n; j++) out[j] = in[j * step] > out[j] || in[j * step] != in[j * step] ? in[j * step] : out[j];
+}
+
 static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
     const irstd_tensor *x = n->inputs[0], *y = n->output;
     const int kh = n->i[0], kw = n->i[1], sh = n->i[2], sw = n->i[3], average = n->op == IRSTD_OP_AVERAGE_POOL;
     char *result = irstd_tensor_row(y, row);
-    float *in = (float *)(void *)scratch, *out = in + padded(x->width);
+    float *in = (float *)(void *)scratch, *rows = in + padded(x->width), *copy = rows + padded(x->width);
     const float share = 1.0f / (float)(kh * kw);
     for (int c = 0; c < y->channels; c++) {
         if (kh == 2 && kw == 2 && sh == 2 && sw == 2 && alike(x, y)) {
@@ -62,18 +70,24 @@ static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
                           (int16_t *)(void *)result + c * y->stride);
             continue;
         }
-        for (int64_t j = 0; j < y->width; j++) out[j] = average ? 0 : -INFINITY;
-        for (int r = 0; r < kh; r++) {
-            read_plane(x, irstd_tensor_row(x, row * sh + r), c, x->width, in);
-            for (int k = 0; k < kw; k++)
-                for (int64_t j = 0; j < y->width; j++) {
-                    float v = in[j * sw + k];
-                    out[j] = average ? out[j] + v : v > out[j] ? v : out[j];
-                }
+        float *out = result_of(y, row, c, copy);
+        for (int r = 0; r < kh; r++) { /* down the columns first, where nothing is shuffled */
+            const float *from = floats_of(x, row * sh + r, c, x->width, in);
+            if (r)
+                join(from, 1, x->width, average, rows);
+            else
+                memcpy(rows, from, (size_t)x->width * sizeof *rows);
+        }
+        for (int64_t j = 0; j < y->width; j++) out[j] = rows[j * sw];
+        for (int k = 1; k < kw; k++) {
+            if (sw == 2)
+                join(rows + k, 2, y->width, average, out);
+            else
+                join(rows + k, sw, y->width, average, out);
         }
         if (average)
             for (int64_t j = 0; j < y->width; j++) out[j] *= share;
-        write_plane(y, result, c, y->width, out);
+        write_back(y, row, c, y->width, out);
     }
 }
 
@@ -180,25 +194,39 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
         }
         return;
     }
-    float *near = (float *)(void *)scratch, *far = near + padded(x->width), *out = far + padded(x->width), fraction;
-    float *other = out + padded(y->width);
+    const int64_t columns = padded(x->width), results = padded(y->width);
+    float *near = (float *)(void *)scratch, *far = near + columns, *mixed = far + columns, *copy = mixed + columns + ROW_STEP;
+    float *other = copy + results, *part = other + results, fraction;
+    int32_t *place = (int32_t *)(void *)(part + results);
+    mixed += ROW_STEP; /* a column before the first */
+    const int twice = mode == IRSTD_RESIZE_MODE_BILINEAR && scale_w == 2;
+    for (int64_t j = 0; j < y->width && !twice; j++) place[j] = (int32_t)source_of(j, scale_w, x->width, mode, part + j);
     int64_t first = source_of(row, scale_h, x->height, mode, &fraction);
     int64_t second = fraction > 0 ? irstd_min(first + 1, x->height - 1) : first; /* a row that is not there yet may be NaN */
     for (int c = 0; c < y->channels; c++) {
-        read_plane(x, irstd_tensor_row(x, first), c, x->width, near);
-        if (mode != IRSTD_RESIZE_MODE_NEAREST) {
-            read_plane(x, irstd_tensor_row(x, second), c, x->width, far);
-            for (int64_t j = 0; j < x->width; j++) near[j] = near[j] * (1 - fraction) + far[j] * fraction;
-        }
-        for (int64_t j = 0; j < y->width; j++) {
-            float part;
-            int64_t at = source_of(j, scale_w, x->width, mode, &part), next = irstd_min(at + 1, x->width - 1);
-            out[j] = near[at] * (1 - part) + near[next] * part;
+        const float *above = floats_of(x, first, c, x->width, near), *below = floats_of(x, second, c, x->width, far);
+        if (mode == IRSTD_RESIZE_MODE_NEAREST)
+            memcpy(mixed, above, (size_t)x->width * sizeof *mixed);
+        else
+            for (int64_t j = 0; j < x->width; j++) mixed[j] = above[j] * (1 - fraction) + below[j] * fraction;
+        mixed[-1] = mixed[0];
+        mixed[x->width] = mixed[x->width - 1];
+        float *out = addend ? copy : result_of(y, row, c, copy);
+        if (twice) {
+            for (int64_t j = 0; j < x->width; j++) {
+                out[2 * j] = mixed[j] * 0.75f + mixed[j - 1] * 0.25f;
+                out[2 * j + 1] = mixed[j] * 0.75f + mixed[j + 1] * 0.25f;
+            }
+        } else if (mode == IRSTD_RESIZE_MODE_NEAREST) {
+            for (int64_t j = 0; j < y->width; j++) out[j] = mixed[place[j]];
+        } else {
+            for (int64_t j = 0; j < y->width; j++)
+                out[j] = mixed[place[j]] * (1 - part[j]) + mixed[place[j] + 1] * part[j];
         }
         if (addend)
             add_planes(addend, irstd_tensor_row(addend, row), c, y, result, y->width, out, other);
         else
-            write_plane(y, result, c, y->width, out);
+            write_back(y, row, c, y->width, out);
     }
 }
 
@@ -222,7 +250,7 @@ static void pair_row(const irstd_node *n, int64_t row, char *scratch) {
     char *result = irstd_tensor_row(y, row);
     const int product = n->op == IRSTD_OP_MULTIPLY, activation = product ? 0 : n->i[0];
     const float *slope = product ? NULL : n->constants[IRSTD_ADD_SLOPE];
-    float *s = (float *)(void *)scratch, *t = s + padded(y->width);
+    float *s = (float *)(void *)scratch, *t = s + padded(y->width), *copy = t + padded(y->width);
     for (int c = 0; c < y->channels; c++) {
         if (!product && !activation && alike(a, y) && alike(b, y)) {
             int16_t *to = (int16_t *)(void *)result + c * y->stride;
@@ -230,14 +258,16 @@ static void pair_row(const irstd_node *n, int64_t row, char *scratch) {
             add_saturating(to, (const int16_t *)(const void *)other + c * b->stride, y->width);
             continue;
         }
-        read_plane(a, from, c, y->width, s);
-        read_plane(b, other, c, b->width, t);
+        const float *first = floats_of(a, row, c, y->width, s), *second = floats_of(b, b->height == 1 ? 0 : row, c, b->width, t);
+        float *out = result_of(y, row, c, copy);
         if (b->width == 1)
-            for (int64_t j = 0; j < y->width; j++) s[j] = product ? s[j] * t[0] : s[j] + t[0];
+            for (int64_t j = 0; j < y->width; j++) out[j] = product ? first[j] * second[0] : first[j] + second[0];
+        else if (product)
+            for (int64_t j = 0; j < y->width; j++) out[j] = first[j] * second[j];
         else
-            for (int64_t j = 0; j < y->width; j++) s[j] = product ? s[j] * t[j] : s[j] + t[j];
-        activate(s, s, y->width, activation, slope ? slope[c] : 0, n->f);
-        write_plane(y, result, c, y->width, s);
+            for (int64_t j = 0; j < y->width; j++) out[j] = first[j] + second[j];
+        activate(out, out, y->width, activation, slope ? slope[c] : 0, n->f);
+        write_back(y, row, c, y->width, out);
     }
 }
 
@@ -254,8 +284,9 @@ static void unary_row(const irstd_node *n, int64_t row, char *scratch) {
                      (int16_t *)(void *)result + c * y->stride);
             continue;
         }
-        activate(s, s, y->width, n->i[0], slope ? slope[c] : 0, n->f);
-        write_plane(y, result, c, y->width, s);
+        float *out = result_of(y, row, c, s);
+        activate(s, out, y->width, n->i[0], slope ? slope[c] : 0, n->f);
+        write_back(y, row, c, y->width, out);
     }
 }
 
@@ -270,6 +301,15 @@ static void concat_row(const irstd_node *n, int64_t row) {
     }
 }
 
+static void slice_row(const irstd_node *n, int64_t row) {
+    const irstd_tensor *x = n->inputs[0], *y = n->output;
+    const size_t size = y->type == IRSTD_TENSOR_TYPE_INT16 ? 2 : 4;
+    for (int c = 0; c < y->channels; c++)
+        memcpy((char *)irstd_tensor_row(y, row) + (size_t)(c * y->stride) * size,
+               (const char *)irstd_tensor_row(x, row) + (size_t)((n->i[IRSTD_SLICE_FIRST] + c) * x->stride) * size,
+               (size_t)y->width * size);
+}
+
 static void run(const irstd_node *n, int64_t row, char *scratch) {
     switch (n->op) {
     case IRSTD_OP_AVERAGE_POOL:
@@ -280,6 +320,7 @@ static void run(const irstd_node *n, int64_t row, char *scratch) {
     case IRSTD_OP_FIXED_POINT:
     case IRSTD_OP_ACTIVATION: unary_row(n, row, scratch); break;
     case IRSTD_OP_CONCAT: concat_row(n, row); break;
+    case IRSTD_OP_SLICE: slice_row(n, row); break;
     default: global_pool(n, scratch); break;
     }
 }
@@ -287,7 +328,7 @@ static void run(const irstd_node *n, int64_t row, char *scratch) {
 static size_t scratch_bytes(const irstd_node *n) {
     int64_t width = n->output->width;
     for (int k = 0; k < n->input_count; k++) width = irstd_max(width, n->inputs[k]->width);
-    return (size_t)(4 * padded(width)) * sizeof(float);
+    return (size_t)(8 * padded(width)) * sizeof(float);
 }
 
 void PASTE(irstd_finish_plane_, IRSTD_ROWS)(const irstd_bconv *, int, const int32_t *, const float *, int64_t, float *);

@@ -186,4 +186,19 @@ static inline float *plane_of(const irstd_tensor *t, int64_t row, int channel) {
     return (float *)irstd_tensor_row(t, row) + channel * t->stride;
 }
 
+/* A plane of a row to read as floats: itself, or its n elements in `copy`. */
+static inline const float *floats_of(const irstd_tensor *t, int64_t row, int channel, int64_t n, float *copy) {
+    if (is_planar(t)) return plane_of(t, row, channel);
+    read_plane(t, irstd_tensor_row(t, row), channel, n, copy);
+    return copy;
+}
+
+/* Where to write a plane of a row as floats: itself, or scratch that write_back takes from. */
+static inline float *result_of(const irstd_tensor *t, int64_t row, int channel, float *copy) {
+    return is_planar(t) ? plane_of(t, row, channel) : copy;
+}
+static inline void write_back(const irstd_tensor *t, int64_t row, int channel, int64_t n, const float *from) {
+    if (!is_planar(t)) write_plane(t, irstd_tensor_row(t, row), channel, n, from);
+}
+
 #endif

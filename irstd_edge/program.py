@@ -250,6 +250,14 @@ def _check_concat(a, inputs, output) -> None:
                  f"{tensor.fraction_bits}, its output {output.fraction_bits}")
 
 
+def _check_slice(a, inputs, output) -> None:
+    (x,), first = inputs, a["first"]
+    _require(first + output.channels <= x.channels, f"takes channels {first} to {first + output.channels - 1} of "
+             f"{x.channels}")
+    _require(x.fraction_bits == output.fraction_bits, f"its input has fraction_bits {x.fraction_bits}, its output "
+             f"{output.fraction_bits}")
+
+
 _CHANNELS = (_integer("in_channels", 1, MAX_CHANNELS), _integer("out_channels", 1, MAX_CHANNELS))
 _WINDOW = (_integer("kernel_h", 1, MAX_STEP), _integer("kernel_w", 1, MAX_STEP),
            _integer("stride_h", 1, MAX_STEP), _integer("stride_w", 1, MAX_STEP))
@@ -310,6 +318,7 @@ _TABLE = (
                  _CLAMP, (Constant("weight", "float32", "[IC, OC / groups, KH, KW]",
                                    lambda a: (a["in_channels"], a["out_channels"] // a["groups"], a["kernel_h"],
                                               a["kernel_w"])), _BIAS, _OUTPUT_SLOPE), _check_transposed),
+    OperatorType("Slice", 13, ("x",), (_integer("first", 0, MAX_CHANNELS),), (), (), _check_slice),
 )
 OPERATORS: dict[str, OperatorType] = {row.name: row for row in _TABLE}
 _BY_NUMBER = {row.number: row for row in _TABLE}

@@ -159,7 +159,7 @@ class _Writer:
         result = node.outputs[0] if result is None else result
         if "activation" in {a.name for a in program.OPERATORS[operator].integers} and not is_binary(node):
             result = self.fold_activation(result, values, arrays)
-        if operator not in ("BinaryConv2d", "Concat", "FixedPoint"):
+        if operator not in ("BinaryConv2d", "Concat", "FixedPoint", "Slice"):
             result = self.fold_fixed_point(result)
         numbers = tuple(self.number(node, value) for value in inputs)
         if operator == "FixedPoint" or (operator == "Concat" and grid_of(result) < 0):
@@ -245,7 +245,8 @@ def grid_of(value: ir.Value) -> int:
         return fixed_point_of(node).fraction_bits
     if is_binary(node):
         return spec_of(node).fraction_bits
-    if _key(node) in ("MaxPool", "Concat") or (_key(node) == "Resize" and attributes(node)["mode"] == "nearest"):
+    nearest = _key(node) == "Resize" and attributes(node)["mode"] == "nearest"
+    if nearest or _key(node) in ("MaxPool", "Concat", "Slice"):
         images = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         grids = {grid_of(v) for v in images}
         return grids.pop() if len(grids) == 1 else -1
@@ -457,6 +458,19 @@ def _concat(writer: _Writer, node: ir.Node) -> None:
     writer.emit("Concat", node, list(node.inputs))
 
 
+def _slice(writer: _Writer, node: ir.Node) -> None:
+    starts, ends, axes, steps = (None if v is None else constant(v) for v in (operand(node, i) for i in range(1, 5)))
+    _require(starts is not None and ends is not None and len(starts) == 1
+             and not (axes is None and operand(node, 3)) and not (steps is None and operand(node, 4)), node,
+             "takes computed places, or several axes at once")
+    axis, step = 0 if axes is None else int(axes[0]) % 4, 1 if steps is None else int(steps[0])
+    _require(axis == 1 and step == 1, node, "takes no range of channels")
+    channels = channels_of(node.inputs[0])
+    first, last = (min(max(v + channels if v < 0 else v, 0), channels) for v in (int(starts[0]), int(ends[0])))
+    _require(first < last, node, "takes nothing")
+    writer.emit("Slice", node, [node.inputs[0]], {"first": first})
+
+
 def _identity(writer: _Writer, node: ir.Node) -> None:
     writer.numbers[node.outputs[0]] = writer.number(node, node.inputs[0])
 
@@ -485,6 +499,7 @@ WRITERS: dict[str, Callable[[_Writer, ir.Node], None]] = {
     "Sigmoid": _activation,
     "Tanh": _activation,
     "Concat": _concat,
+    "Slice": _slice,
     "Identity": _identity,
     "Dropout": _identity,
 }

@@ -15,9 +15,9 @@ def run_program(program: Program, *images: np.ndarray) -> list[np.ndarray]:
     values = {i: np.asarray(image, np.float32)[None] for i, image in enumerate(images)}
     assert len(values) == program.inputs
     for node in program.nodes:
-        grid = program.tensors[node.output].fraction_bits
-        y = run_node(node, [values[i] for i in node.inputs], grid)
-        assert y.shape[1] == program.tensors[node.output].channels, node.name
+        grid, channels = program.tensors[node.output].fraction_bits, program.tensors[node.output].channels
+        y = run_node(node, [values[i] for i in node.inputs], grid, channels)
+        assert y.shape[1] == channels, node.name
         values[node.output] = y if grid < 0 else on_grid(y, grid)
     return [values[i][0] for i in program.outputs]
 
@@ -54,16 +54,16 @@ def activate(node: Node, y: torch.Tensor) -> torch.Tensor:
             4: lambda: torch.sigmoid(y), 5: lambda: torch.tanh(y)}[a["activation"]]()
 
 
-def run_node(node: Node, inputs: list[np.ndarray], grid: int) -> np.ndarray:
+def run_node(node: Node, inputs: list[np.ndarray], grid: int, channels: int) -> np.ndarray:
     if node.operator == "BinaryConv2d":
         return binary(node, inputs[0], inputs[1] if len(inputs) > 1 else None)
     if node.operator == "FixedPoint":
         return on_grid(inputs[0], node.attributes["fraction_bits"], node.attributes["bits"])
     tensors = [torch.from_numpy(np.asarray(i, np.float64)) for i in inputs]
-    return float_node(node, tensors, grid).numpy().astype(np.float32)
+    return float_node(node, tensors, grid, channels).numpy().astype(np.float32)
 
 
-def float_node(node: Node, inputs: list[torch.Tensor], grid: int) -> torch.Tensor:
+def float_node(node: Node, inputs: list[torch.Tensor], grid: int, channels: int) -> torch.Tensor:
     a, x = node.attributes, inputs[0]
     c = {k: torch.from_numpy(v.astype(np.float64)) for k, v in node.constants.items()}
 
@@ -97,5 +97,7 @@ def float_node(node: Node, inputs: list[torch.Tensor], grid: int) -> torch.Tenso
         return activate(node, x)
     if node.operator == "Concat":
         return torch.cat(inputs, 1)
+    if node.operator == "Slice":
+        return x[:, a["first"]:a["first"] + channels]
     assert node.operator == "GlobalAveragePool"
     return x.mean((2, 3), keepdim=True)

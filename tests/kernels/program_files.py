@@ -28,7 +28,7 @@ def everything() -> Program:
     gate = b.add("Activation", b.add("GlobalAveragePool", up, 12), 12, activation=4)
     head = b.conv(rng, b.add("Multiply", (up, gate), 12), 1, (1, 1), activation=3, clamp_max=1.0)
     back = b.conv(rng, b.fixed(0, 4), 2, (2, 2), operator="ConvTranspose2d", activation=2, stride_h=2, output_pad_h=1)
-    return b.finish(head, back)
+    return b.finish(head, back, b.add("Slice", y, 5, 8, first=7))
 
 
 FILE, SIZE = write(everything()), (8, 20)

@@ -16,7 +16,7 @@ def run_program(program: Program, *images: np.ndarray) -> list[np.ndarray]:
     with torch.inference_mode():
         for node in program.nodes:
             tensor = program.tensors[node.output]
-            y = run_node(node, [values[i] for i in node.inputs], tensor.fraction_bits)
+            y = run_node(node, [values[i] for i in node.inputs], tensor.fraction_bits, tensor.channels)
             assert y.shape[1] == tensor.channels, node.name
             values[node.output] = y if tensor.fraction_bits < 0 else on_grid(y, tensor.fraction_bits)
     return [values[i][0].numpy() for i in program.outputs]
@@ -36,7 +36,7 @@ def activate(node, y):
             4: lambda: torch.sigmoid(y), 5: lambda: torch.tanh(y)}[a["activation"]]()
 
 
-def run_node(node, inputs, fraction_bits):
+def run_node(node, inputs, fraction_bits, channels):
     a, x = node.attributes, inputs[0]
     c = {k: torch.from_numpy(np.array(v)) for k, v in node.constants.items()}
     pair = lambda name: (a[f"{name}_h"], a[f"{name}_w"])  # noqa: E731
@@ -72,4 +72,6 @@ def run_node(node, inputs, fraction_bits):
         return activate(node, x)
     if node.operator == "Concat":
         return torch.cat(inputs, 1)
+    if node.operator == "Slice":
+        return x[:, a["first"]:a["first"] + channels]
     return x.mean((2, 3), keepdim=True)

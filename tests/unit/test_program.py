@@ -50,7 +50,8 @@ def everything() -> Program:
     gate = add("Activation", (mean,), 4, {"activation": 4})
     scaled = add("Multiply", (total, gate), 4)
     grid = add("FixedPoint", (scaled,), 4, {"fraction_bits": 8, "bits": 12}, bits=8)
-    add("Concat", (grid, y), 8, bits=8)
+    joined = add("Concat", (grid, y), 8, bits=8)
+    add("Slice", (joined,), 3, {"first": 5}, bits=8)
     up = {**CONV, "stride_h": 2, "stride_w": 2, "output_pad_h": 1, "activation": 5}
     last = add("ConvTranspose2d", (scaled,), 6, up, {"weight": f32(4, 3, 3, 1), "bias": f32(6)})
     assert {n.operator for n in nodes} == set(OPERATORS)
@@ -243,6 +244,10 @@ def one(node, *tensors, inputs=1, outputs=None):
     (lambda: one(Node("Add", "a", (0,), 1), Tensor("x", 4), Tensor("y", 4)), "input_count is 1, not 2 to 2"),
     (lambda: one(Node("Add", "a", (0, 0), 1), Tensor("x", 4), Tensor("y", 5)), "input 'x' has 4 channels"),
     (lambda: one(Node("Concat", "a", (0, 0), 1), Tensor("x", 4), Tensor("y", 7)), "8 channels together"),
+    (lambda: one(Node("Slice", "a", (0,), 1, {"first": 2}), Tensor("x", 4), Tensor("y", 3)),
+     "takes channels 2 to 4 of 4"),
+    (lambda: one(Node("Slice", "a", (0,), 1, {"first": 2}), Tensor("x", 4), Tensor("y", 2, 8)),
+     "fraction_bits -1, its output 8"),
     (lambda: one(Node("Activation", "a", (0,), 1, {"activation": 2}, {"slope": f32(3)}), Tensor("x", 4),
                  Tensor("y", 4)), "slope has 3 values"),
     (lambda: one(Node("FixedPoint", "a", (0,), 1, {"fraction_bits": 4, "bits": 8}), Tensor("x", 4),

@@ -39,6 +39,8 @@ typedef struct {
     int type, fraction_bits;
     int channels;
     int64_t height, width, stride; /* stride: elements of a plane */
+    /* For convolutions that read beyond the image in place: zeros before column 0, and columns from it on that exist. */
+    int64_t left, extent;
     irstd_ring ring;
     irstd_map maps[MAX_MAPS];
     int map_count;
@@ -102,6 +104,17 @@ typedef struct {
     int shift, raised;
 } irstd_fixed_conv;
 
+/* One way to compute a convolution of floats; its constants are repacked when the file is opened. */
+typedef struct {
+    const char *name; /* in layer tables */
+    int rows;         /* of the output that a call computes; they start at a multiple of it */
+    int (*fits)(const irstd_node *n);
+    size_t (*packed_bytes)(const irstd_node *n);
+    void (*pack)(const irstd_node *n, float *packed);
+    size_t (*scratch_bytes)(const irstd_node *n);
+    void (*run)(const irstd_node *n, int64_t row, char *scratch);
+} irstd_conv_form;
+
 struct irstd_node {
     int op;
     const char *name;
@@ -114,8 +127,13 @@ struct irstd_node {
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
     irstd_fixed_conv *fixed_conv;
-    size_t scratch_bytes; /* per thread */
+    /* A convolution of floats: the inputs but the addend are its image, one tensor's channels behind the other's; the
+     * addend, the last input, is added before the activation. */
+    int has_addend;
+    const irstd_conv_form *form;
+    float *packed;
     uint64_t macs;
+    const irstd_node *folded_into; /* which computes this one too, so that it never runs */
     char kernel[64];
 };
 
@@ -131,6 +149,11 @@ typedef struct {
     int16_t *sums;
     char *merged;
 } irstd_bconv_row;
+
+static inline int irstd_sources(const irstd_node *n) { return n->input_count - n->has_addend; }
+static inline const irstd_tensor *irstd_addend(const irstd_node *n) {
+    return n->has_addend ? n->inputs[n->input_count - 1] : NULL;
+}
 
 /* Rows first..last-1 of a node's output. */
 typedef struct {
@@ -168,15 +191,21 @@ struct irstd_session {
 static inline char *irstd_row(const irstd_ring *ring, int64_t row) {
     return ring->base + (size_t)(row % ring->ring) * ring->row_bytes;
 }
-static inline void *irstd_tensor_row(const irstd_tensor *t, int64_t row) { return irstd_row(&t->ring, row); }
+/* Column 0 of plane 0. */
+static inline void *irstd_tensor_row(const irstd_tensor *t, int64_t row) {
+    return irstd_row(&t->ring, row) + t->left * (int64_t)sizeof(float);
+}
+/* Rows of the output that are computed at once, from a multiple of them on. */
+static inline int64_t irstd_rows_at_once(const irstd_node *n) { return n->form ? n->form->rows : 1; }
 
-/* The operators that are not binary: one output row, and the scratch bytes that it needs. */
+/* The operators that are neither binary nor convolutions: one output row, and the scratch bytes that it needs. */
 typedef struct {
     void (*run)(const irstd_node *node, int64_t row, char *scratch);
     size_t (*scratch_bytes)(const irstd_node *node);
     /* The epilogue of one output channel in the specification's float32 steps: n sums, the residual matched to the
      * channel (on the output's grid where it has one; may be NULL), and the result. */
     void (*finish_plane)(const irstd_bconv *c, int oc, const int32_t *acc, const float *residual, int64_t n, float *y);
+    const irstd_conv_form *(*conv_form)(const irstd_node *node); /* for a convolution: there is always one */
 } irstd_row_kernels;
 
 /* One instruction set: how packed maps look, and its row kernels. Those that are NULL, and operators that a kernel
@@ -228,6 +257,8 @@ const char *irstd_operator_name(int op);
 
 /* load.c: the file, checked, as tensors and nodes. */
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error);
+/* fold.c: sums and concatenations that convolutions compute along the way. */
+irstd_status irstd_fold(struct irstd_session *s, irstd_error *error);
 /* prepare.c: constants in the kernels' forms, packed maps. */
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error);
 /* plan.c: steps, rings, arena. */

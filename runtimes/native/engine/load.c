@@ -233,6 +233,12 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
         }
         break;
     case IRSTD_OP_GLOBAL_AVERAGE_POOL: height = width = 1; break;
+    case IRSTD_OP_SLICE:
+        if (y->type != x->type || y->fraction_bits != x->fraction_bits) FAIL("%s: its tensors differ in type", n->name);
+        if (i[IRSTD_SLICE_FIRST] + y->channels > x->channels)
+            FAIL("%s: takes channels %d to %d of %d", n->name, i[IRSTD_SLICE_FIRST], i[IRSTD_SLICE_FIRST] + y->channels - 1, x->channels);
+        channels = y->channels;
+        break;
     }
     if (status) return status;
     if (n->op == IRSTD_OP_ADD || n->op == IRSTD_OP_MULTIPLY || (n->op == IRSTD_OP_RESIZE && n->input_count == 2)) {

@@ -12,13 +12,15 @@ enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
 
 static int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
+static int is_addend(const irstd_node *n, int input) { return n->has_addend && input == n->input_count - 1; }
+
 /* Rows 0..result-1 of an input are needed for rows 0..rows-1 of the output. Negative counts are strips before the
  * first one: they let the early layers start without the late ones, so that no ring must hold the start of a run. */
 static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t last = rows - 1, need = rows;
-    switch (n->op) {
+    switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D: {
         const irstd_bconv2d_attributes *a = &n->bconv->a;
         if (!input) need = last * a->stride_h - a->pad_top + (int64_t)a->dilation_h * (a->kernel_h - 1) + 1;
@@ -52,7 +54,7 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t first = row;
-    switch (n->op) {
+    switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D:
         if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
         break;
@@ -162,14 +164,17 @@ static int add_step(schedule *p, int node, int64_t first, int64_t last) {
     return 1;
 }
 
-/* Raises the needs of inputs to what the needs of outputs ask for. */
+/* Raises the needs of inputs to what the needs of outputs ask for, and both to what is computed at once. */
 static void propagate(const struct irstd_session *s, int32_t *needed) {
     for (int k = s->node_count - 1; k >= 0; k--) {
         const irstd_node *n = &s->nodes[k];
-        if (needed[n->output - s->tensors] == INT32_MIN) continue; /* nobody reads it */
+        int32_t *out = &needed[n->output - s->tensors];
+        if (*out == INT32_MIN) continue; /* nobody reads it */
+        const int64_t unit = irstd_rows_at_once(n);
+        *out = (int32_t)irstd_min(n->output->height, -floor_divide(-(int64_t)*out, unit) * unit);
         for (int j = 0; j < n->input_count; j++) {
             int32_t *in = &needed[n->inputs[j] - s->tensors];
-            *in = (int32_t)irstd_max(*in, rows_needed(n, j, needed[n->output - s->tensors]));
+            *in = (int32_t)irstd_max(*in, rows_needed(n, j, *out));
         }
     }
 }
@@ -246,7 +251,7 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
 static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
 /* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
- * for its life. Maps live for the whole run, since their margins are written once. */
+ * for its life. What has margins lives for the whole run, since they are written once. */
 static int place(struct irstd_session *s, const state *states, schedule *p) {
     irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
     if (!rings) return 0;
@@ -259,7 +264,8 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             t->ring.row_bytes = (size_t)t->width * sizeof(float);
         } else if (t->stored) {
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
-                                   .first_step = states[k].first_step, .last_step = states[k].last_step};
+                                   .first_step = t->extent ? 0 : states[k].first_step,
+                                   .last_step = t->extent ? p->count : states[k].last_step};
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {
@@ -318,12 +324,16 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     size_t moved = 0;
     for (int k = 0; k < s->tensor_count; k++) {
         irstd_tensor *t = &s->tensors[k];
-        t->stride = t->external ? t->height * t->width : irstd_round_up(t->width, ROW_STEP);
+        t->stride = t->external ? t->height * t->width
+                                : irstd_round_up(t->left + irstd_max(t->extent, irstd_round_up(t->width, ROW_STEP)),
+                                                 t->extent ? ROW_ALIGNMENT / 4 : ROW_STEP);
         if (!t->external) moved += 2 * value_row_bytes(t) * (size_t)t->height;
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        size_t bytes = n->bconv ? irstd_bconv_scratch(s, n) : s->kernels->rows->scratch_bytes(n);
+        size_t bytes = n->bconv  ? irstd_bconv_scratch(s, n)
+                       : n->form ? n->form->scratch_bytes(n)
+                                 : s->kernels->rows->scratch_bytes(n);
         s->scratch_bytes = bytes > s->scratch_bytes ? bytes : s->scratch_bytes;
     }
     s->scratch_bytes = aligned(s->scratch_bytes);

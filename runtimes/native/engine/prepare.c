@@ -1,4 +1,4 @@
-/* Which signs are wanted of which tensor, and the constants of binary convolutions in their kernels' forms. */
+/* Which signs are wanted of which tensor, and the constants of convolutions in their kernels' forms. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -381,9 +381,44 @@ static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irst
     }
     *f = (irstd_fixed_conv){taps, weights, biases, shift + up, raised};
     n->fixed_conv = f;
-    snprintf(n->kernel, sizeof n->kernel, "Conv2d_int16__%s", s->kernels->isa);
     return IRSTD_OK;
 }
+
+/* What a float convolution reads beyond the image is there as zeros, where its input can have margins. */
+static void reserve_margins(const irstd_node *n) {
+    const int32_t *i = n->i;
+    const int64_t reach = (int64_t)i[IRSTD_CONV2D_DILATION_W] * (i[IRSTD_CONV2D_KERNEL_W] - 1);
+    const int64_t pad = i[IRSTD_CONV2D_PAD_LEFT], step = i[IRSTD_CONV2D_STRIDE_W];
+    int64_t width = n->output->width, before = pad, behind = reach - pad; /* of the column below or above */
+    if (n->op == IRSTD_OP_CONV_TRANSPOSE2D) {
+        width = (width + step - 1) / step;
+        before = (irstd_max(0, reach - pad) + step - 1) / step;
+        behind = (step - 1 + pad) / step;
+    } else if (step > 1) {
+        return; /* copied */
+    }
+    if (!before && width + behind <= n->inputs[0]->width) return;
+    for (int k = 0; k < irstd_sources(n); k++) {
+        irstd_tensor *x = n->inputs[k];
+        if (x->type != IRSTD_TENSOR_TYPE_FLOAT32 || x->external) continue;
+        x->left = irstd_max(x->left, irstd_round_up(before, ROW_ALIGNMENT / 4));
+        x->extent = irstd_max(x->extent, irstd_round_up(width, ROW_STEP) +
+                                             irstd_round_up(irstd_max(reach, behind), ROW_ALIGNMENT / 4));
+    }
+}
+
+static irstd_status prepare_conv(struct irstd_session *s, irstd_node *n, irstd_error *error) {
+    n->form = s->kernels->rows->conv_form(n);
+    snprintf(n->kernel, sizeof n->kernel, "%s_%s__%s", irstd_operator_name(n->op), n->form->name, s->kernels->isa);
+    if (!n->form->pack) return IRSTD_OK;
+    n->packed = irstd_own(s, n->form->packed_bytes(n) + ROW_ALIGNMENT);
+    if (!n->packed) return out_of_memory(error);
+    n->packed = (float *)(void *)((char *)n->packed + (-(uintptr_t)n->packed & (ROW_ALIGNMENT - 1)));
+    n->form->pack(n, n->packed);
+    return IRSTD_OK;
+}
+
+static int is_conv(const irstd_node *n) { return n->op == IRSTD_OP_CONV2D || n->op == IRSTD_OP_CONV_TRANSPOSE2D; }
 
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     for (int k = 0; k < s->output_count; k++) {
@@ -404,9 +439,17 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
             if (status) return status;
         }
     }
+    irstd_status folded = irstd_fold(s, error);
+    if (folded) return folded;
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        irstd_status status = n->bconv ? prepare_bconv(s, n, error) : IRSTD_OK;
+        if (n->folded_into) snprintf(n->kernel, sizeof n->kernel, "folded");
+        else if (is_conv(n)) reserve_margins(n);
+    }
+    for (int k = 0; k < s->node_count; k++) {
+        irstd_node *n = &s->nodes[k];
+        if (n->folded_into) continue;
+        irstd_status status = n->bconv ? prepare_bconv(s, n, error) : is_conv(n) ? prepare_conv(s, n, error) : IRSTD_OK;
         if (status) return status;
         if (!irstd_emits_map(n)) n->output->stored = 1; /* its signs are taken from its values */
     }

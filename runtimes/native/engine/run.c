@@ -246,14 +246,29 @@ static void wait_for_all(struct irstd_session *s) {
     }
 }
 
+/* Kernels write whole steps of columns; what lies behind the last one is zero again, where somebody reads it. */
+static void clear_margin(const irstd_tensor *t, int64_t row) {
+    if (!t->extent || t->width % ROW_STEP == 0) return;
+    float *plane = (float *)irstd_tensor_row(t, row) + t->width;
+    for (int c = 0; c < t->channels; c++, plane += t->stride)
+        memset(plane, 0, (size_t)(irstd_round_up(t->width, ROW_STEP) - t->width) * sizeof *plane);
+}
+
 static void run_rows(struct irstd_session *s, const irstd_step *step, int64_t first, int64_t last, char *scratch) {
     const irstd_node *n = &s->nodes[step->node];
-    for (int64_t row = first; row < last; row++) {
+    const int64_t unit = irstd_rows_at_once(n);
+    for (int64_t row = first; row < last; row += unit) {
         if (n->bconv) {
             bconv_row(s, n, row, scratch);
-        } else {
+            continue;
+        }
+        if (n->form)
+            n->form->run(n, row, scratch);
+        else
             s->kernels->rows->run(n, row, scratch);
-            write_signs(s, n->output, row);
+        for (int64_t made = row; made < irstd_min(row + unit, last); made++) {
+            clear_margin(n->output, made);
+            write_signs(s, n->output, made);
         }
     }
 }
@@ -270,9 +285,11 @@ static void run_thread(void *argument, int index) {
     const uint64_t mode = irstd_flush_denormals();
     for (int k = 0; k < s->step_count; k++) {
         const irstd_step *step = &s->steps[k];
-        int64_t rows = step->last - step->first;
+        const int64_t unit = irstd_rows_at_once(&s->nodes[step->node]), units = (step->last - step->first + unit - 1) / unit;
+        const int64_t first = step->first + units * index / s->threads * unit;
+        const int64_t last = step->first + units * (index + 1) / s->threads * unit;
         uint64_t begin = s->profile && !index ? nanoseconds() : 0;
-        run_rows(s, step, step->first + rows * index / s->threads, step->first + rows * (index + 1) / s->threads, scratch);
+        run_rows(s, step, first, irstd_min(last, step->last), scratch);
         if (s->threads > 1) wait_for_all(s);
         if (begin) s->profile[step->node] += nanoseconds() - begin;
     }

@@ -92,6 +92,7 @@ enum {
     IRSTD_OP_CONCAT = 10,
     IRSTD_OP_GLOBAL_AVERAGE_POOL = 11,
     IRSTD_OP_CONV_TRANSPOSE2D = 12,
+    IRSTD_OP_SLICE = 13,
 };
 
 /* X(NAME, number, text, fewest inputs, most inputs, integers, floats, constants) */
@@ -107,7 +108,8 @@ enum {
     X(ACTIVATION, 9, "Activation", 1, 1, 1, 2, 1) \
     X(CONCAT, 10, "Concat", 1, 8, 0, 0, 0) \
     X(GLOBAL_AVERAGE_POOL, 11, "GlobalAveragePool", 1, 1, 0, 0, 0) \
-    X(CONV_TRANSPOSE2D, 12, "ConvTranspose2d", 1, 1, 16, 2, 3)
+    X(CONV_TRANSPOSE2D, 12, "ConvTranspose2d", 1, 1, 16, 2, 3) \
+    X(SLICE, 13, "Slice", 1, 1, 1, 0, 0)
 
 /* X(OPERATOR, NAME, text, slot, minimum, maximum) of every i[] slot */
 #define IRSTD_PROGRAM_INTEGERS(X) \
@@ -175,7 +177,8 @@ enum {
     X(CONV_TRANSPOSE2D, GROUPS, "groups", 12, 1, 65536) \
     X(CONV_TRANSPOSE2D, ACTIVATION, "activation", 13, 0, 5) \
     X(CONV_TRANSPOSE2D, OUTPUT_PAD_H, "output_pad_h", 14, 0, 4096) \
-    X(CONV_TRANSPOSE2D, OUTPUT_PAD_W, "output_pad_w", 15, 0, 4096)
+    X(CONV_TRANSPOSE2D, OUTPUT_PAD_W, "output_pad_w", 15, 0, 4096) \
+    X(SLICE, FIRST, "first", 0, 0, 65536)
 
 /* BinaryConv2d(x, residual?) */
 #define IRSTD_BINARY_CONV2D_VERSION 0 /* i[] */
@@ -288,5 +291,8 @@ enum {
 #define IRSTD_CONV_TRANSPOSE2D_WEIGHT 0 /* constant[] */
 #define IRSTD_CONV_TRANSPOSE2D_BIAS 1 /* constant[] */
 #define IRSTD_CONV_TRANSPOSE2D_SLOPE 2 /* constant[] */
+
+/* Slice(x) */
+#define IRSTD_SLICE_FIRST 0 /* i[] */
 
 #endif

@@ -1,4 +1,8 @@
-/* Row kernels of int16 tensors: included by rows.c. Planes are read and written in whole steps (ROW_STEP). */
+#ifndef IRSTD_INT16_H
+#define IRSTD_INT16_H
+#include "rows.h"
+
+/* Row kernels of int16 tensors, of conv.c and rows.c. Planes are read and written in whole steps (ROW_STEP). */
 
 /* ---- convolution in integers: pairs of taps are multiplied and summed to int32 ---- */
 
@@ -70,7 +74,7 @@ static inline __attribute__((always_inline)) void fixed_columns(const irstd_fixe
     }
 }
 
-static void fixed_channels(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t width,
+static inline void fixed_channels(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t width,
                            int16_t *y, int64_t stride) {
     if (f->taps == 9 && f->shift == 16 && channels >= FIXED_CHANNELS) {
         const int16_t *nine[10];
@@ -82,7 +86,7 @@ static void fixed_channels(const irstd_fixed_conv *f, const int16_t *const *taps
 }
 #else
 /* FIXED_PIXELS pixels of the 4 channels from oc on, of which `channels` exist. */
-static void fixed_tile(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t column,
+static inline void fixed_tile(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t column,
                        int16_t *y, int64_t stride) {
     const int pairs = (f->taps + 1) / 2;
     const int32_t *w = f->weights + oc * pairs;
@@ -136,13 +140,13 @@ static void fixed_tile(const irstd_fixed_conv *f, const int16_t *const *taps, in
 #endif
 }
 
-static void fixed_channels(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t width,
+static inline void fixed_channels(const irstd_fixed_conv *f, const int16_t *const *taps, int oc, int channels, int64_t width,
                            int16_t *y, int64_t stride) {
     for (int64_t column = 0; column < width; column += FIXED_PIXELS) fixed_tile(f, taps, oc, channels, column, y, stride);
 }
 #endif
 
-static void fixed_conv_row(const irstd_node *n, int64_t row, char *scratch) {
+static inline void fixed_conv_row(const irstd_node *n, int64_t row, char *scratch) {
     const int32_t *i = n->i;
     const irstd_fixed_conv *f = n->fixed_conv;
     const irstd_tensor *x = n->inputs[0], *y = n->output;
@@ -169,7 +173,7 @@ static void fixed_conv_row(const irstd_node *n, int64_t row, char *scratch) {
 /* ---- pools, 2x2 ---- */
 
 /* Whole steps of a plane are written. */
-static void average_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
+static inline void average_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
 #if defined(__AVX512BW__)
     const __m512i one = _mm512_set1_epi16(1), two = _mm512_set1_epi32(2);
     for (int64_t j = 0; j < width; j += 16) {
@@ -192,7 +196,7 @@ static void average_pool2(const int16_t *top, const int16_t *bottom, int64_t wid
 }
 
 /* Whole steps of a plane are written. */
-static void max_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
+static inline void max_pool2(const int16_t *top, const int16_t *bottom, int64_t width, int16_t *y) {
 #if defined(__AVX512BW__)
     for (int64_t j = 0; j < width; j += 16) { /* the larger of each pair, in the low half */
         __m512i v = _mm512_max_epi16(_mm512_loadu_si512(top + 2 * j), _mm512_loadu_si512(bottom + 2 * j));
@@ -257,7 +261,7 @@ static inline __attribute__((always_inline)) void resize_columns(const int16_t *
 
 /* Bilinear x2: 9, 3, 3, 1 sixteenths, plus an addend (saturating) where there is one. mid: width + 2 and a vector.
  * Whole steps of a plane are written; two pixels of the result are the halves of one 32-bit lane. */
-static void resize2(const int16_t *near, const int16_t *far, int64_t width, int32_t *mid, const int16_t *addend,
+static inline void resize2(const int16_t *near, const int16_t *far, int64_t width, int32_t *mid, const int16_t *addend,
                     int16_t *y) {
 #if defined(__aarch64__)
     (void)mid;
@@ -316,7 +320,7 @@ static void resize2(const int16_t *near, const int16_t *far, int64_t width, int3
 
 /* ---- pointwise, to one channel of floats: sums = bias + the channels' weights times their values ---- */
 
-static void project(const int16_t *x, int64_t stride, int channels, const float *weight, float step, float bias,
+static inline void project(const int16_t *x, int64_t stride, int channels, const float *weight, float step, float bias,
                     int64_t width, float *sums) {
     enum { PARTS = LANES == 16 ? 4 : 8 };
     for (int64_t j = 0; j < width; j += PARTS * LANES) {
@@ -338,3 +342,5 @@ static void project(const int16_t *x, int64_t stride, int channels, const float 
         for (int v = 0; v < PARTS; v++) store(sums + j + v * LANES, sum[v]);
     }
 }
+
+#endif

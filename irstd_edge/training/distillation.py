@@ -242,8 +242,9 @@ class Distillation(nn.Module):
                 reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
                 raise DistillationError(f"the {role} does not run on crops {list(x.shape)}: {reason}") from e
         if absent := [name for name in names if name not in found]:
-            raise DistillationError(f"the {role}'s layer {absent[0]!r} takes no part in its output: name the layer "
-                                    "that holds it")
+            inner = ", ".join([f"{absent[0]}.{name}" for name, _ in network.get_submodule(absent[0]).named_children()])
+            raise DistillationError(f"the {role}'s layer {absent[0]!r} is not called itself: name "
+                                    + (f"one of {inner}" if inner else "another, which is"))
         return {name: as_map(found[name], f"{role} layer {name}") for name in names}
 
 

@@ -33,7 +33,7 @@ class Small(nn.Module):
     def __init__(self, width=4, stride=1):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, stride=stride), nn.BatchNorm2d(width), nn.ReLU())
-        self.unused = nn.Identity()
+        self.unused, self.listed = nn.Identity(), nn.ModuleList([nn.Identity()])
         self.head = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, x):
@@ -224,7 +224,8 @@ def test_semantic_distillation_from_a_transformer(synthetic, tmp_path, monkeypat
     ("encodr=encoder", "the teacher has no layer 'encodr'; nearest: encoder"),
     ("encoder=encoder.9", "the student has no layer 'encoder.9'; nearest: encoder"),
     ("head=encoder", "the teacher's layer 'head': one channel"),
-    ("encoder=unused", "the student's layer 'unused' takes no part"),
+    ("encoder=unused", "the student's layer 'unused' is not called itself: name another"),
+    ("encoder=listed", "the student's layer 'listed' is not called itself: name one of listed.0"),
 ])
 def test_wrong_layers_are_named_with_the_nearest(synthetic, tmp_path, checkpoint, pair, message):
     with pytest.raises(DistillationError, match=message):

@@ -1,3 +1,5 @@
+import tomllib
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from irstd_edge.nn.binary import DOT_READINGS, DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FixedPoint
 from irstd_edge.nn.functional import fixed_point
 from irstd_edge.nn.inference import freeze
+from irstd_edge.training.recipe import RECIPES
 
 
 def test_exact_convolution_does_not_depend_on_order_or_precision():
@@ -114,3 +117,8 @@ def test_registry():
         assert {model.float_twin, model.teacher} <= {None, *MODELS} and name not in (model.float_twin, model.teacher)
     with pytest.raises(UnknownModelError, match="did you mean 'biisnet'"):
         get_model("bisnet")
+
+
+def test_every_shipped_recipe_is_of_a_network_here():
+    names = {tomllib.loads(path.read_text())["network"] for path in RECIPES.glob("*.toml")}
+    assert names <= MODELS.keys() and {"mdpnet", "resunet", "dnanet", "biisnet-xnor", "sformer"} <= names

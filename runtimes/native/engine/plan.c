@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "engine.h"
+#include "quant.h"
 
 enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
 
@@ -24,6 +25,10 @@ static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
         if (!input) need = last * a->stride_h - a->pad_top + (int64_t)a->dilation_h * (a->kernel_h - 1) + 1;
         break;
     }
+    case IRSTD_OP_QUANT_CONV2D:
+        need = last * i[IRSTD_QUANT_CONV2D_STRIDE_H] - i[IRSTD_QUANT_CONV2D_PAD_TOP] +
+               (int64_t)i[IRSTD_QUANT_CONV2D_DILATION_H] * (i[IRSTD_QUANT_CONV2D_KERNEL_H] - 1) + 1;
+        break;
     case IRSTD_OP_CONV2D:
         need = last * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP] +
                (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1) + 1;
@@ -56,6 +61,7 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     case IRSTD_OP_BINARY_CONV2D:
         if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
         break;
+    case IRSTD_OP_QUANT_CONV2D: first = row * i[IRSTD_QUANT_CONV2D_STRIDE_H] - i[IRSTD_QUANT_CONV2D_PAD_TOP]; break;
     case IRSTD_OP_CONV2D: first = row * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP]; break;
     case IRSTD_OP_CONV_TRANSPOSE2D:
         first = (row + i[IRSTD_CONV2D_PAD_TOP] - (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1)) /
@@ -101,8 +107,8 @@ static int find_readers(const struct irstd_session *s, readers *r) {
 /* What a simulated run keeps for each tensor. */
 typedef struct {
     int64_t produced, needed;
-    int64_t most;        /* rows that its ring must hold; map_most: those of its maps' */
-    int64_t map_most;
+    int64_t most; /* rows that its ring must hold; map_most: those of its maps' */
+    int64_t map_most[MAX_MAPS];
     int first_step, last_step;
 } state;
 
@@ -117,24 +123,24 @@ static size_t value_row_bytes(const irstd_tensor *t) {
 }
 
 static size_t map_row_bytes(const struct irstd_session *s, const irstd_map *m) {
-    return (size_t)m->planes * (size_t)m->stride * (size_t)s->kernels->bit_bytes;
+    return (size_t)m->planes * (size_t)m->stride * (m->quantizer ? sizeof(uint32_t) : (size_t)s->kernels->bit_bytes);
 }
 
-/* Rows of t from which on values (maps = 0) or signs (maps = 1) are still read. */
-static int64_t first_alive(const readers *r, const state *states, int tensor, int maps) {
+/* Rows of t from which on its values (map = NULL) or that map of it are still read. */
+static int64_t first_alive(const readers *r, const state *states, int tensor, const irstd_map *map) {
     const struct irstd_session *s = r->s;
     int64_t first = states[tensor].produced;
     for (int reader = r->first[tensor]; reader >= 0; reader = r->next[reader]) {
         const irstd_node *n = &s->nodes[reader / MAX_INPUTS];
         int input = reader % MAX_INPUTS;
-        if (maps == (n->bconv && !input))
+        if (map == (irstd_reads_map(n, input) ? irstd_map_read(n, input) : NULL))
             first = irstd_min(first, first_row_read(n, input, states[n->output - s->tensors].produced));
     }
     return first;
 }
 
-static int64_t alive_rows(const readers *r, const state *states, int tensor, int maps, int64_t up_to) {
-    return up_to - first_alive(r, states, tensor, maps);
+static int64_t alive_rows(const readers *r, const state *states, int tensor, const irstd_map *map, int64_t up_to) {
+    return up_to - first_alive(r, states, tensor, map);
 }
 
 static size_t alive_bytes(const readers *r, const state *states, int writing, int64_t written) {
@@ -143,9 +149,9 @@ static size_t alive_bytes(const readers *r, const state *states, int writing, in
     for (int k = 0; k < s->tensor_count; k++) {
         const irstd_tensor *t = &s->tensors[k];
         int64_t up_to = k == writing ? written : states[k].produced;
-        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, 0, up_to) * value_row_bytes(t);
+        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, NULL, up_to) * value_row_bytes(t);
         for (int m = 0; m < t->map_count; m++)
-            bytes += (size_t)alive_rows(r, states, k, 1, up_to) * map_row_bytes(s, &t->maps[m]);
+            bytes += (size_t)alive_rows(r, states, k, &t->maps[m], up_to) * map_row_bytes(s, &t->maps[m]);
     }
     return bytes;
 }
@@ -212,7 +218,9 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
     int64_t height = 1;
     for (int k = 0; k < s->tensor_count; k++) {
         states[k].first_step = -1;
-        if (k < s->input_count) states[k].produced = states[k].map_most = s->tensors[k].height;
+        if (k >= s->input_count) continue;
+        states[k].produced = s->tensors[k].height;
+        for (int m = 0; m < MAX_MAPS; m++) states[k].map_most[m] = s->tensors[k].height;
     }
     for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
     const int strips = (int)(height / strip + (height + strip - 1) / strip);
@@ -232,8 +240,9 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             out->last_step = p->count - 1;
             /* While a step runs, what it reads and what it writes are alive. */
             int number = (int)(t - s->tensors);
-            out->most = irstd_max(out->most, alive_rows(r, states, number, 0, out->needed));
-            out->map_most = irstd_max(out->map_most, alive_rows(r, states, number, 1, out->needed));
+            out->most = irstd_max(out->most, alive_rows(r, states, number, NULL, out->needed));
+            for (int m = 0; m < t->map_count; m++)
+                out->map_most[m] = irstd_max(out->map_most[m], alive_rows(r, states, number, &t->maps[m], out->needed));
             size_t bytes = alive_bytes(r, states, number, out->needed);
             p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
             out->produced = out->needed;
@@ -263,7 +272,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {
-            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most), .row_bytes = map_row_bytes(s, &t->maps[m]),
+            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most[m]), .row_bytes = map_row_bytes(s, &t->maps[m]),
                                            .first_step = 0, .last_step = p->count};
             rings[count++] = &t->maps[m].ring;
         }
@@ -323,7 +332,7 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        size_t bytes = n->bconv ? irstd_bconv_scratch(s, n) : s->kernels->rows->scratch_bytes(n);
+        size_t bytes = n->bconv ? irstd_bconv_scratch(s, n) : n->qconv ? irstd_quant_scratch(n) : s->kernels->rows->scratch_bytes(n);
         s->scratch_bytes = bytes > s->scratch_bytes ? bytes : s->scratch_bytes;
     }
     s->scratch_bytes = aligned(s->scratch_bytes);

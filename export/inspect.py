@@ -96,8 +96,8 @@ def _native(path: Path, size: tuple[int, int]) -> Inspection:
     except EngineError as e:
         raise UnsupportedError(str(e)) from e
     layers = tuple(
-        Layer(node.name, node.operator, _precision(node.operator, node.attributes), sum(a.nbytes for a in node.constants.values()),
-              told["kernel"], told["output_bytes"], told["macs"])
+        Layer(node.name, node.operator, _precision(node.operator, node.attributes),
+              sum(a.nbytes for a in node.constants.values()), told["kernel"], told["output_bytes"], told["macs"])
         for node, told in zip(nodes, found["layers"], strict=True))
     return Inspection(path.name, "native", found["file_bytes"], size, layers, found["isa"], found["arena_bytes"],
                       found["arena_lower_bound_bytes"])
@@ -127,7 +127,7 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
     import onnx
     import onnx_ir as ir
 
-    from irstd_edge.export.passes.graph import constant, is_program
+    from irstd_edge.export.passes.graph import attributes, constant, is_program
     from irstd_edge.export.passes.specialize import Specialize
     from irstd_edge.export.schema import register_schemas
 

@@ -24,6 +24,7 @@
 enum { LANES = 16, ACCUMULATORS = 16 };
 #elif defined(QUANT_MADDUBS) || defined(QUANT_MADDWD) || defined(QUANT_DPBUSD_256)
 #include <immintrin.h>
+#define QUANT_256
 enum { LANES = 8, ACCUMULATORS = 8 };
 #elif defined(QUANT_SMLAL) || defined(QUANT_SDOT)
 #if defined(IRSTD_SIMDE)
@@ -64,13 +65,13 @@ QUANT_INLINE vi all_int(int32_t x) { return x - (vi){0}; }
 #if defined(QUANT_DPBUSD_512) && !defined(IRSTD_SIMDE)
 QUANT_INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX2__) && !defined(IRSTD_SIMDE)
+#elif defined(QUANT_256)
 QUANT_INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-QUANT_INLINE vf select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
-QUANT_INLINE vf larger(vf a, vf b) { return select(a > b, a, b); }
-QUANT_INLINE vf smaller(vf a, vf b) { return select(a < b, a, b); }
+QUANT_INLINE vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+QUANT_INLINE vf larger(vf a, vf b) { return blend(a > b, a, b); }
+QUANT_INLINE vf smaller(vf a, vf b) { return blend(a < b, a, b); }
 #endif
 #if defined(__ARM_NEON) && !defined(IRSTD_SIMDE) /* GCC converts lane by lane */
 QUANT_INLINE vf to_float(vi x) { return (vf)vcvtq_f32_s32((int32x4_t)x); }

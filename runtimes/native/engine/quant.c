@@ -201,26 +201,21 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
     irstd_qconv *c = n->qconv;
     const irstd_quant_conv2d_attributes *a = &c->a;
     const int ic = a->in_channels / a->groups, oc_group = a->out_channels / a->groups, k = c->kernels->weight_words;
+    const int fields = 8 / c->quantizer.bits;
     const int tiles = (int)divide_up(a->out_channels, c->tile);
     const size_t row = n->constant_bytes[IRSTD_QUANT_CONV2D_WEIGHT] / (size_t)a->out_channels;
-    uint8_t *parts = irstd_own(s, (size_t)c->words);
     irstd_quant_tile *t = irstd_own(s, (size_t)tiles * sizeof *t);
     int32_t *start = irstd_own(s, (size_t)(tiles * c->tile) * sizeof *start);
     float *scale = irstd_own(s, (size_t)(2 * tiles * c->tile) * sizeof *scale), *bias = scale + tiles * c->tile;
-    if (!parts || !t || !start || !scale) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
-    for (int ch = 0; ch < a->in_channels; ch++) {
-        int word, byte, part;
-        place_of(n, ch, &word, &byte, &part);
-        parts[word] = (uint8_t)(part + 1);
-    }
+    if (!t || !start || !scale) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
     int64_t total = 0;
     for (int i = 0; i < tiles; i++) {
         int first = i * c->tile / oc_group * ic, last = (int)(irstd_min((i + 1) * c->tile, a->out_channels) - 1) / oc_group * ic + ic - 1;
         int word, byte, part, end;
         place_of(n, first, &word, &byte, &part);
         place_of(n, last, &end, &byte, &part);
-        t[i] = (irstd_quant_tile){.first = word, .count = end - word + 1, .weights = total};
-        for (; word <= end; word++) t[i].tap_weights += (int64_t)parts[word] * c->tile * k;
+        t[i] = (irstd_quant_tile){.first = word, .count = end - word + 1, .weights = total,
+                                  .tap_weights = (int64_t)(end - word + 1) * fields * c->tile * k};
         total += t[i].tap_weights * c->taps;
     }
     uint32_t *weights = irstd_own(s, (size_t)total * sizeof *weights + ROW_ALIGNMENT);
@@ -235,8 +230,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
         for (int ch = 0; ch < ic; ch++) {
             int word, byte, part;
             place_of(n, o / oc_group * ic + ch, &word, &byte, &part);
-            int64_t before = 0;
-            for (int w = tile->first; w < word; w++) before += parts[w];
+            const int64_t before = (int64_t)(word - tile->first) * fields;
             for (int tap = 0; tap < c->taps; tap++) {
                 const int w = weight_at(from, (int64_t)tap * ic + ch, a->weight_bits);
                 uint32_t *to = weights + tile->weights + tap * tile->tap_weights + ((before + part) * c->tile + o % c->tile) * k;
@@ -249,7 +243,6 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
         }
         start[o] = (int32_t)sum;
     }
-    c->parts = parts;
     c->tiles = t;
     c->start = start;
     c->scale = scale;

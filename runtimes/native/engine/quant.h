@@ -45,10 +45,9 @@ struct irstd_qconv {
     irstd_quantizer quantizer;
     const irstd_quant_kernels *kernels;
     int words, taps;           /* words of a pixel, over all inputs */
-    const uint8_t *parts;      /* of each word: fields of a byte that hold channels */
     int tile, vectors, chunk;  /* output channels and vectors of columns at a time; additions that int16 sums hold */
     const irstd_quant_tile *tiles;
-    const uint32_t *weights;   /* [tile][tap][word][part][channel of the tile][kernels->weight_words] */
+    const uint32_t *weights;   /* [tile][tap][word][field of bytes][channel of the tile][kernels->weight_words] */
     const int32_t *start;      /* of the sums: what zeros stored as something else add */
     const float *scale, *bias; /* padded with zeros, as start is */
 };

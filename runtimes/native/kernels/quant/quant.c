@@ -219,6 +219,21 @@ QUANT_INLINE void fold(sums *s, const int count) { (void)s, (void)count; }
 QUANT_INLINE vi sum_of(const sums *s, int i) { return s->sum[i]; }
 #endif
 
+QUANT_INLINE void clear(sums *s, const int count) {
+    UNROLL
+    for (int i = 0; i < count; i++) {
+#if defined(QUANT_SMLAL)
+        s->low_sum[i] = s->high_sum[i] = vdupq_n_s32(0);
+        s->low[i] = s->high[i] = vdupq_n_s16(0);
+#else
+        s->sum[i] = (vi){0};
+#endif
+#if defined(QUANT_MADDUBS)
+        s->narrow[i] = _mm256_setzero_si256();
+#endif
+    }
+}
+
 /* ---- the epilogue ---- */
 
 /* Four channels, quantised, as field `part` of the bytes of words: the first part overwrites, the others are added. */
@@ -272,32 +287,29 @@ QUANT_INLINE void finish(const irstd_qconv *c, const sums *s, int channel, int64
 
 QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int channel, const char *const *pixels,
                            int first_tap, int last_tap, int64_t width, const irstd_quant_output *out, const int tile,
-                           const int vectors, const int packed) {
+                           const int vectors, const int bits) {
     const int64_t block = vectors * LANES, columns = irstd_max(width, QUANT_COLUMNS);
-    const int bits = c->quantizer.bits, chunk = c->chunk;
+    const int chunk = c->chunk;
     const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
     for (int64_t done = 0; done < columns; done += block) {
         const int64_t column = irstd_min(done, columns - block); /* the last block may overlap the one before */
         const uint32_t *w = c->weights + t->weights + first_tap * t->tap_weights;
         sums s;
-        memset(&s, 0, sizeof s);
+        clear(&s, tile * vectors);
         int left = chunk;
         for (int tap = first_tap; tap < last_tap; tap++) {
             const char *const *words = pixels + tap * c->words + t->first;
             for (int p = 0; p < t->count; p++) {
+                const char *at = words[p] + 4 * column;
                 vu x[ACCUMULATORS];
                 UNROLL
-                for (int v = 0; v < vectors; v++) x[v] = load(words[p] + 4 * (column + v * LANES));
-                const int parts = packed ? c->parts[t->first + p] : 1;
-                for (int part = 0; part < parts; part++, w += tile * WEIGHT_WORDS) {
-                    if (packed) {
-                        vu field[ACCUMULATORS];
-                        UNROLL
-                        for (int v = 0; v < vectors; v++) field[v] = x[v] >> part * bits & mask;
-                        step(&s, field, w, tile, vectors);
-                    } else {
-                        step(&s, x, w, tile, vectors);
-                    }
+                for (int v = 0; v < vectors; v++) x[v] = load(at + 4 * v * LANES);
+                UNROLL
+                for (int part = 0; part < 8 / bits; part++, w += tile * WEIGHT_WORDS) {
+                    vu field[ACCUMULATORS];
+                    UNROLL
+                    for (int v = 0; v < vectors; v++) field[v] = bits == 8 ? x[v] : x[v] >> part * bits & mask;
+                    step(&s, field, w, tile, vectors);
                     if (PRODUCTS && !--left) {
                         fold(&s, tile * vectors);
                         left = chunk;
@@ -314,15 +326,16 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
                 const irstd_quant_output *out) {
     const irstd_quant_tile *t = c->tiles;
     for (int channel = 0; channel < c->a.out_channels; channel += c->tile, t++) {
+#define FIELDS(channels, count, bits)                                                                                  \
+    case bits: run_tile(c, t, channel, pixels, first_tap, last_tap, width, out, channels, count, bits); break;
 #define SHAPE(channels, count)                                                                                         \
-    if (channels * count <= ACCUMULATORS && c->tile == channels && c->vectors == count) {                              \
-        if (c->quantizer.bits == 8)                                                                                    \
-            run_tile(c, t, channel, pixels, first_tap, last_tap, width, out, channels, count, 0);                      \
-        else                                                                                                           \
-            run_tile(c, t, channel, pixels, first_tap, last_tap, width, out, channels, count, 1);                      \
-    }
+    if (channels * count <= ACCUMULATORS && c->tile == channels && c->vectors == count)                                \
+        switch (c->quantizer.bits) {                                                                                   \
+            FIELDS(channels, count, 1) FIELDS(channels, count, 2) FIELDS(channels, count, 4) FIELDS(channels, count, 8) \
+        }
         SHAPE(4, 1) SHAPE(4, 2) SHAPE(4, 4) SHAPE(8, 1) SHAPE(8, 2) SHAPE(16, 1)
 #undef SHAPE
+#undef FIELDS
     }
 }
 

@@ -590,6 +590,16 @@ static void resize2(const int16_t *near, const int16_t *far, int64_t width, int3
 #endif
 }
 
+/* Bilinear x2 of a row of floats, between columns. */
+static void double_columns(const float *restrict x, int64_t width, float *restrict y) {
+    y[0] = x[0];
+    for (int64_t j = 0; j < width - 1; j++) {
+        y[2 * j + 1] = x[j] * 0.75f + x[j + 1] * 0.25f;
+        y[2 * j + 2] = x[j] * 0.25f + x[j + 1] * 0.75f;
+    }
+    y[2 * width - 1] = x[width - 1];
+}
+
 static void add_planes(const irstd_tensor *b, const char *row, int c, const irstd_tensor *y, char *result, int64_t n,
                        float *sum, float *other);
 
@@ -619,7 +629,8 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
             read_plane(x, irstd_tensor_row(x, second), c, x->width, far);
             for (int64_t j = 0; j < x->width; j++) near[j] = near[j] * (1 - fraction) + far[j] * fraction;
         }
-        for (int64_t j = 0; j < y->width; j++) {
+        if (mode == IRSTD_RESIZE_MODE_BILINEAR && scale_w == 2) double_columns(near, x->width, out);
+        for (int64_t j = 0; j < y->width && !(mode == IRSTD_RESIZE_MODE_BILINEAR && scale_w == 2); j++) {
             float part;
             int64_t at = source_of(j, scale_w, x->width, mode, &part), next = irstd_min(at + 1, x->width - 1);
             out[j] = near[at] * (1 - part) + near[next] * part;

@@ -22,7 +22,8 @@ typedef struct {
     char *base;
     size_t row_bytes, offset; /* offset within the arena */
     int64_t ring;             /* 0: no memory, nobody reads it */
-    int first_step, last_step;
+    int first_step, last_step; /* of the run: the life of its memory */
+    int first_node, last_node; /* and of every strip, where no row outlives one */
 } irstd_ring;
 
 typedef struct irstd_quantizer irstd_quantizer;

@@ -110,6 +110,8 @@ typedef struct {
     int64_t most; /* rows that its ring must hold; map_most: those of its maps' */
     int64_t map_most[MAX_MAPS];
     int first_step, last_step;
+    int writer, last_reader; /* nodes; of values, not of maps */
+    int kept;        /* rows of values are alive between strips */
 } state;
 
 typedef struct {
@@ -218,6 +220,9 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
     int64_t height = 1;
     for (int k = 0; k < s->tensor_count; k++) {
         states[k].first_step = -1;
+        for (int reader = r->first[k]; reader >= 0; reader = r->next[reader])
+            if (!irstd_reads_map(&s->nodes[reader / MAX_INPUTS], reader % MAX_INPUTS))
+                states[k].last_reader = (int)irstd_max(states[k].last_reader, reader / MAX_INPUTS);
         if (k >= s->input_count) continue;
         states[k].produced = s->tensors[k].height;
         for (int m = 0; m < MAX_MAPS; m++) states[k].map_most[m] = s->tensors[k].height;
@@ -236,6 +241,8 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             if (out->needed <= out->produced) continue;
             ok = ok && add_step(p, k, out->produced, out->needed);
             if (out->first_step < 0) out->first_step = p->count - 1;
+            out->writer = k;
+            out->last_reader = (int)irstd_max(out->last_reader, k);
             for (int j = 0; j < n->input_count; j++) states[n->inputs[j] - s->tensors].last_step = p->count - 1;
             out->last_step = p->count - 1;
             /* While a step runs, what it reads and what it writes are alive. */
@@ -247,6 +254,8 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
             out->produced = out->needed;
         }
+        for (int k = s->input_count; k < s->tensor_count; k++)
+            if (s->tensors[k].stored && alive_rows(r, states, k, NULL, states[k].produced)) states[k].kept = 1;
     }
     free(needs);
     return ok;
@@ -255,7 +264,7 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
 static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
 /* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
- * for its life. Maps live for the whole run, since their margins are written once. */
+ * for its life, which is a part of every strip where all rows are read in the strip that wrote them. Maps live for the whole run, since their margins are written once. */
 static int place(struct irstd_session *s, const state *states, schedule *p) {
     irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
     if (!rings) return 0;
@@ -268,12 +277,14 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             t->ring.row_bytes = (size_t)t->width * sizeof(float);
         } else if (t->stored) {
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
-                                   .first_step = states[k].first_step, .last_step = states[k].last_step};
+                                   .first_step = states[k].first_step, .last_step = states[k].last_step,
+                                   .first_node = states[k].kept ? 0 : states[k].writer,
+                                   .last_node = states[k].kept ? s->node_count : states[k].last_reader};
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {
             t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most[m]), .row_bytes = map_row_bytes(s, &t->maps[m]),
-                                           .first_step = 0, .last_step = p->count};
+                                           .first_step = 0, .last_step = p->count, .last_node = s->node_count};
             rings[count++] = &t->maps[m].ring;
         }
     }
@@ -292,6 +303,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
                 const irstd_ring *other = rings[j];
                 size_t other_end = other->offset + aligned((size_t)other->ring * other->row_bytes);
                 if (other->last_step < rings[k]->first_step || rings[k]->last_step < other->first_step ||
+                    other->last_node < rings[k]->first_node || rings[k]->last_node < other->first_node ||
                     other_end <= at || at + bytes <= other->offset)
                     continue;
                 at = other_end;
@@ -315,12 +327,13 @@ static size_t l2_bytes(void) {
 }
 
 /* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
- * and what does not fit the second-level cache is written and read once more. */
+ * what does not fit the second-level cache is written and read once more, and memory that is saved is worth a little
+ * time: half a nanosecond a byte. */
 static double cost(const struct irstd_session *s, const schedule *p, size_t l2, size_t bytes_moved) {
-    double per_step = s->threads > 1 ? 800 : 40;
+    double per_step = s->threads > 1 ? 800 : 10;
     double working_set = (double)(p->arena + (size_t)s->threads * s->scratch_bytes), cache = 0.8 * (double)l2 * s->threads;
     double missing = working_set > cache ? (working_set - cache) / working_set : 0;
-    return per_step * p->count + missing * (double)bytes_moved / 60.0;
+    return per_step * p->count + missing * (double)bytes_moved / 60.0 + 0.5 * (double)p->arena;
 }
 
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
@@ -342,7 +355,7 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     int64_t best_strip = 0;
     readers r = {0};
     int ok = states && find_readers(s, &r);
-    for (int64_t strip = 2; ok && strip <= MAX_STRIP; strip *= 2) {
+    for (int64_t strip = 1; ok && strip <= MAX_STRIP; strip *= 2) {
         ok = simulate(&r, strip, states, &best) && place(s, states, &best);
         double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
         if (ok && c < best_cost) {

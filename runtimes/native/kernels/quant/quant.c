@@ -73,7 +73,7 @@ QUANT_INLINE vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b
 QUANT_INLINE vf larger(vf a, vf b) { return blend(a > b, a, b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return blend(a < b, a, b); }
 #endif
-#if defined(__ARM_NEON) && !defined(IRSTD_SIMDE) /* GCC converts lane by lane */
+#if (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && !defined(IRSTD_SIMDE) /* GCC converts lane by lane */
 QUANT_INLINE vf to_float(vi x) { return (vf)vcvtq_f32_s32((int32x4_t)x); }
 #else
 QUANT_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }

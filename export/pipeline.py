@@ -233,7 +233,8 @@ def _build(captured: Capture, targets, input_size, other_size, network: torch.nn
     size = tuple(input_size) if fixed else None
     static = model.clone()
     Specialize(input_size)(static)
-    parts = () if per_layer or not {"onnx", "tflite"} & set(targets) else find_parts(model, input_size, other_size)
+    wanted = {"onnx", "tflite"} & set(targets)
+    parts = find_parts(model, input_size, other_size, per_layer) if wanted else ()
     inside = sum((Counter(part.layer_bytes) for part in parts), Counter())
     files = []
     for kind in targets:

@@ -70,6 +70,24 @@ class Builder:
                         in_channels=channels, out_channels=out, kernel_h=kernel[0], kernel_w=kernel[1], groups=groups,
                         fraction_bits=grid, residual=0 if residual is None else mode, **attributes)
 
+    def quant(self, rng, x: int | tuple[int, ...], out: int, kernel=(3, 3), bits=(4, 4), groups=1, constants=None,
+              **attributes) -> int:
+        """``bits`` of weights and activations; several ``x`` are read as one. The largest weights are there."""
+        inputs = (x,) if isinstance(x, int) else x
+        channels = sum(self.tensors[i].channels for i in inputs)
+        low, high = (-1, 1) if bits[0] == 1 else (-(2 ** (bits[0] - 1)), 2 ** (bits[0] - 1) - 1)
+        weight = rng.integers(low, high + 1, (out, *kernel, channels // groups))
+        weight = np.where(rng.random(weight.shape) < 0.2, rng.choice([low, high], weight.shape), weight)
+        weight = np.where(weight == 0, 1, weight) if bits[0] == 1 else weight
+        digits = (weight > 0)[..., None] if bits[0] == 1 else weight[..., None] >> np.arange(bits[0]) & 1
+        made = {"weight": np.packbits(digits.reshape(out, -1).astype(np.uint8), axis=1, bitorder="little"),
+                "scale": rng.uniform(0.001, 0.02, out).astype(np.float32),
+                "bias": rng.normal(0, 0.5, out).astype(np.float32)}
+        given = {"inverse_step": 2.0 ** (bits[1] - 2) * 1.1} | attributes
+        return self.add("QuantConv2d", inputs, out, -1, made | (constants or {}), version=1, in_channels=channels,
+                        out_channels=out, kernel_h=kernel[0], kernel_w=kernel[1], groups=groups, weight_bits=bits[0],
+                        activation_bits=bits[1], **given)
+
     def finish(self, *outputs: int) -> Program:
         """int16 results become outputs through float copies."""
         outputs = tuple(self.add("Activation", n, self.tensors[n].channels) if self.tensors[n].fraction_bits >= 0 else n

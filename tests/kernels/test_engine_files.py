@@ -76,7 +76,7 @@ BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Res
     (patched(FILE, (tensor_place(0, "type"), 1), (tensor_place(0, "fraction_bits"), 8)), INVALID,
      "input x0: must be float32"),
     (named(CONV, op=0), UNSUPPORTED, "Conv2d_1: operator 0"),
-    (named(CONV, op=13), UNSUPPORTED, "Conv2d_1: operator 13"),
+    (named(CONV, op=14), UNSUPPORTED, "Conv2d_1: operator 14"),
     (named(CONV, name=1 << 30), INVALID, "node 1: its name"),
     (named(CONV, input_count=9), INVALID, "Conv2d_1: 9 inputs"),
     (named(CONV, input_count=2), INVALID, "Conv2d_1: 2 inputs, 1 to 1"),

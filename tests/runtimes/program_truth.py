@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from irstd_edge.nn.functional import binary_conv2d
-from irstd_edge.opspec import BinaryConv2dSpec
+from irstd_edge.nn.functional import binary_conv2d, quant_conv2d
+from irstd_edge.opspec import BinaryConv2dSpec, QuantConv2dSpec
 from irstd_edge.program import Program
 
 
@@ -43,6 +43,9 @@ def run_node(node, inputs, fraction_bits, channels):
     if node.operator == "BinaryConv2d":
         return binary_conv2d(x, *(c[k] for k in ("weight", "threshold", "scale", "bias")),
                              BinaryConv2dSpec.from_attributes(dict(a)), c.get("activation_parameters"), *inputs[1:])
+    if node.operator == "QuantConv2d":
+        return quant_conv2d(torch.cat(inputs, 1), c["weight"], c["scale"], c["bias"],
+                            QuantConv2dSpec.from_attributes(dict(a)))
     if node.operator == "Conv2d":
         x = F.pad(x, (a["pad_left"], a["pad_right"], a["pad_top"], a["pad_bottom"]))
         y = F.conv2d(x, c["weight"], c.get("bias"), pair("stride"), 0, pair("dilation"), a["groups"])

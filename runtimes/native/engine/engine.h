@@ -22,13 +22,19 @@ typedef struct {
     char *base;
     size_t row_bytes, offset; /* offset within the arena */
     int64_t ring;             /* 0: no memory, nobody reads it */
-    int first_step, last_step;
+    int first_step, last_step; /* of the run: the life of its memory */
+    int first_node, last_node; /* and of every strip, where no row outlives one */
 } irstd_ring;
 
+typedef struct irstd_quantizer irstd_quantizer;
+typedef struct irstd_qconv irstd_qconv;
+
 /* The signs of a tensor as one consumer (or several alike) wants them: bit = (x >= threshold). Elements of
- * kernels->bit_channels channels, 2 or 1 bytes wide; `left` elements of padding stand before column 0. */
+ * kernels->bit_channels channels, 2 or 1 bytes wide; `left` elements of padding stand before column 0. Or its quantised
+ * values, in elements of 4 bytes (quant.h). */
 typedef struct {
     irstd_ring ring;
+    const irstd_quantizer *quantizer; /* NULL: signs */
     const float *threshold;
     int32_t *fixed_threshold; /* for int16 tensors: q >= it, every int16 twice; NULL where int16 cannot say it */
     int pad_value, groups, group_channels, group_planes, planes;
@@ -126,6 +132,7 @@ struct irstd_node {
     const void *constants[IRSTD_NODE_CONSTANTS];
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
+    irstd_qconv *qconv;
     irstd_fixed_conv *fixed_conv;
     /* A convolution of floats: the inputs but the addend are its image, one tensor's channels behind the other's; the
      * addend, the last input, is added before the activation. */
@@ -198,6 +205,10 @@ static inline void *irstd_tensor_row(const irstd_tensor *t, int64_t row) {
 /* Rows of the output that are computed at once, from a multiple of them on. */
 static inline int64_t irstd_rows_at_once(const irstd_node *n) { return n->form ? n->form->rows : 1; }
 
+/* Whether a node reads a map of that input, and not its values; which one. */
+static inline int irstd_reads_map(const irstd_node *n, int input) { return n->qconv || (n->bconv && !input); }
+const irstd_map *irstd_map_read(const irstd_node *n, int input);
+
 /* The operators that are neither binary nor convolutions: one output row, and the scratch bytes that it needs. */
 typedef struct {
     void (*run)(const irstd_node *node, int64_t row, char *scratch);
@@ -251,6 +262,13 @@ void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char
 
 /* Memory that lives as long as the session; NULL when there is none left. */
 void *irstd_own(struct irstd_session *s, size_t bytes);
+
+/* Output side of a window; 0 where it does not fit. */
+static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation,
+                                  int64_t stride) {
+    int64_t extent = dilation * (kernel - 1) + 1;
+    return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
+}
 
 /* The name of an operator of the file, or NULL. */
 const char *irstd_operator_name(int op);

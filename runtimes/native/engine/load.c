@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "quant.h"
 
 #define FAIL(...) return irstd_fail(error, IRSTD_INVALID, __VA_ARGS__)
 
@@ -78,12 +79,6 @@ static irstd_status check_slots(const irstd_node *n, irstd_error *error) {
     return IRSTD_OK;
 }
 
-/* Output side of a window; 0 where it does not fit. */
-static int64_t slide(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
-    int64_t extent = dilation * (kernel - 1) + 1;
-    return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
-}
-
 static irstd_status check_constant(const irstd_node *n, int slot, const char *label, uint64_t floats, int optional,
                                    irstd_error *error) {
     if (optional && !n->constant_bytes[slot]) return IRSTD_OK;
@@ -141,8 +136,8 @@ static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, irstd_ten
         c->slope = c->shift_in + oc;
         c->shift_out = c->slope + oc;
     }
-    y->height = slide(x->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
-    y->width = slide(x->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
+    y->height = irstd_slide(x->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
+    y->width = irstd_slide(x->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
     n->macs = oc * taps * (uint64_t)c->ic_group * (uint64_t)y->height * (uint64_t)y->width;
     if (y->channels != a->out_channels) FAIL("%s: out_channels is %d, its output has %d", n->name, a->out_channels, y->channels);
     int fixed = y->type == IRSTD_TENSOR_TYPE_INT16;
@@ -182,7 +177,7 @@ static irstd_status load_conv(irstd_node *n, irstd_tensor *y, irstd_error *error
             if (extra >= stride) FAIL("%s: output padding must be in 0..stride - 1", n->name);
             sides[axis] = (size - 1) * stride - before - after + dilation * (kernel - 1) + extra + 1;
         } else {
-            sides[axis] = slide(size, before, after, kernel, dilation, stride);
+            sides[axis] = irstd_slide(size, before, after, kernel, dilation, stride);
         }
     }
     y->height = sides[0];
@@ -200,6 +195,7 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
     int channels = x->channels, pointwise = 1;
     switch (n->op) {
     case IRSTD_OP_BINARY_CONV2D: status = load_bconv(s, n, y, error); pointwise = 0; break;
+    case IRSTD_OP_QUANT_CONV2D: status = irstd_quant_load(s, n, error); pointwise = 0; break;
     case IRSTD_OP_CONV2D:
     case IRSTD_OP_CONV_TRANSPOSE2D: status = load_conv(n, y, error); pointwise = 0; break;
     case IRSTD_OP_FIXED_POINT:
@@ -209,8 +205,8 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
         break;
     case IRSTD_OP_AVERAGE_POOL:
     case IRSTD_OP_MAX_POOL:
-        height = slide(x->height, 0, 0, i[0], 1, i[2]);
-        width = slide(x->width, 0, 0, i[1], 1, i[3]);
+        height = irstd_slide(x->height, 0, 0, i[0], 1, i[2]);
+        width = irstd_slide(x->width, 0, 0, i[1], 1, i[3]);
         break;
     case IRSTD_OP_RESIZE:
         height *= i[0];

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "engine.h"
+#include "quant.h"
 
 enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
 
@@ -26,6 +27,10 @@ static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
         if (!input) need = last * a->stride_h - a->pad_top + (int64_t)a->dilation_h * (a->kernel_h - 1) + 1;
         break;
     }
+    case IRSTD_OP_QUANT_CONV2D:
+        need = last * i[IRSTD_QUANT_CONV2D_STRIDE_H] - i[IRSTD_QUANT_CONV2D_PAD_TOP] +
+               (int64_t)i[IRSTD_QUANT_CONV2D_DILATION_H] * (i[IRSTD_QUANT_CONV2D_KERNEL_H] - 1) + 1;
+        break;
     case IRSTD_OP_CONV2D:
         need = last * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP] +
                (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1) + 1;
@@ -58,6 +63,7 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     case IRSTD_OP_BINARY_CONV2D:
         if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
         break;
+    case IRSTD_OP_QUANT_CONV2D: first = row * i[IRSTD_QUANT_CONV2D_STRIDE_H] - i[IRSTD_QUANT_CONV2D_PAD_TOP]; break;
     case IRSTD_OP_CONV2D: first = row * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP]; break;
     case IRSTD_OP_CONV_TRANSPOSE2D:
         first = (row + i[IRSTD_CONV2D_PAD_TOP] - (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1)) /
@@ -103,9 +109,11 @@ static int find_readers(const struct irstd_session *s, readers *r) {
 /* What a simulated run keeps for each tensor. */
 typedef struct {
     int64_t produced, needed;
-    int64_t most;        /* rows that its ring must hold; map_most: those of its maps' */
-    int64_t map_most;
+    int64_t most; /* rows that its ring must hold; map_most: those of its maps' */
+    int64_t map_most[MAX_MAPS];
     int first_step, last_step;
+    int writer, last_reader; /* nodes; of values, not of maps */
+    int kept;        /* rows of values are alive between strips */
 } state;
 
 typedef struct {
@@ -119,24 +127,24 @@ static size_t value_row_bytes(const irstd_tensor *t) {
 }
 
 static size_t map_row_bytes(const struct irstd_session *s, const irstd_map *m) {
-    return (size_t)m->planes * (size_t)m->stride * (size_t)s->kernels->bit_bytes;
+    return (size_t)m->planes * (size_t)m->stride * (m->quantizer ? sizeof(uint32_t) : (size_t)s->kernels->bit_bytes);
 }
 
-/* Rows of t from which on values (maps = 0) or signs (maps = 1) are still read. */
-static int64_t first_alive(const readers *r, const state *states, int tensor, int maps) {
+/* Rows of t from which on its values (map = NULL) or that map of it are still read. */
+static int64_t first_alive(const readers *r, const state *states, int tensor, const irstd_map *map) {
     const struct irstd_session *s = r->s;
     int64_t first = states[tensor].produced;
     for (int reader = r->first[tensor]; reader >= 0; reader = r->next[reader]) {
         const irstd_node *n = &s->nodes[reader / MAX_INPUTS];
         int input = reader % MAX_INPUTS;
-        if (maps == (n->bconv && !input))
+        if (map == (irstd_reads_map(n, input) ? irstd_map_read(n, input) : NULL))
             first = irstd_min(first, first_row_read(n, input, states[n->output - s->tensors].produced));
     }
     return first;
 }
 
-static int64_t alive_rows(const readers *r, const state *states, int tensor, int maps, int64_t up_to) {
-    return up_to - first_alive(r, states, tensor, maps);
+static int64_t alive_rows(const readers *r, const state *states, int tensor, const irstd_map *map, int64_t up_to) {
+    return up_to - first_alive(r, states, tensor, map);
 }
 
 static size_t alive_bytes(const readers *r, const state *states, int writing, int64_t written) {
@@ -145,9 +153,9 @@ static size_t alive_bytes(const readers *r, const state *states, int writing, in
     for (int k = 0; k < s->tensor_count; k++) {
         const irstd_tensor *t = &s->tensors[k];
         int64_t up_to = k == writing ? written : states[k].produced;
-        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, 0, up_to) * value_row_bytes(t);
+        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, NULL, up_to) * value_row_bytes(t);
         for (int m = 0; m < t->map_count; m++)
-            bytes += (size_t)alive_rows(r, states, k, 1, up_to) * map_row_bytes(s, &t->maps[m]);
+            bytes += (size_t)alive_rows(r, states, k, &t->maps[m], up_to) * map_row_bytes(s, &t->maps[m]);
     }
     return bytes;
 }
@@ -217,7 +225,12 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
     int64_t height = 1;
     for (int k = 0; k < s->tensor_count; k++) {
         states[k].first_step = -1;
-        if (k < s->input_count) states[k].produced = states[k].map_most = s->tensors[k].height;
+        for (int reader = r->first[k]; reader >= 0; reader = r->next[reader])
+            if (!irstd_reads_map(&s->nodes[reader / MAX_INPUTS], reader % MAX_INPUTS))
+                states[k].last_reader = (int)irstd_max(states[k].last_reader, reader / MAX_INPUTS);
+        if (k >= s->input_count) continue;
+        states[k].produced = s->tensors[k].height;
+        for (int m = 0; m < MAX_MAPS; m++) states[k].map_most[m] = s->tensors[k].height;
     }
     for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
     const int strips = (int)(height / strip + (height + strip - 1) / strip);
@@ -233,16 +246,21 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             if (out->needed <= out->produced) continue;
             ok = ok && add_step(p, k, out->produced, out->needed);
             if (out->first_step < 0) out->first_step = p->count - 1;
+            out->writer = k;
+            out->last_reader = (int)irstd_max(out->last_reader, k);
             for (int j = 0; j < n->input_count; j++) states[n->inputs[j] - s->tensors].last_step = p->count - 1;
             out->last_step = p->count - 1;
             /* While a step runs, what it reads and what it writes are alive. */
             int number = (int)(t - s->tensors);
-            out->most = irstd_max(out->most, alive_rows(r, states, number, 0, out->needed));
-            out->map_most = irstd_max(out->map_most, alive_rows(r, states, number, 1, out->needed));
+            out->most = irstd_max(out->most, alive_rows(r, states, number, NULL, out->needed));
+            for (int m = 0; m < t->map_count; m++)
+                out->map_most[m] = irstd_max(out->map_most[m], alive_rows(r, states, number, &t->maps[m], out->needed));
             size_t bytes = alive_bytes(r, states, number, out->needed);
             p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
             out->produced = out->needed;
         }
+        for (int k = s->input_count; k < s->tensor_count; k++)
+            if (s->tensors[k].stored && alive_rows(r, states, k, NULL, states[k].produced)) states[k].kept = 1;
     }
     free(needs);
     return ok;
@@ -251,7 +269,8 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
 static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
 /* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
- * for its life. What has margins lives for the whole run, since they are written once. */
+ * for its life, which is a part of every strip where all rows are read in the strip that wrote them. What has margins
+ * lives for the whole run, since they are written once. */
 static int place(struct irstd_session *s, const state *states, schedule *p) {
     irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
     if (!rings) return 0;
@@ -265,12 +284,14 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
         } else if (t->stored) {
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
                                    .first_step = t->extent ? 0 : states[k].first_step,
-                                   .last_step = t->extent ? p->count : states[k].last_step};
+                                   .last_step = t->extent ? p->count : states[k].last_step,
+                                   .first_node = t->extent || states[k].kept ? 0 : states[k].writer,
+                                   .last_node = t->extent || states[k].kept ? s->node_count : states[k].last_reader};
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {
-            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most), .row_bytes = map_row_bytes(s, &t->maps[m]),
-                                           .first_step = 0, .last_step = p->count};
+            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most[m]), .row_bytes = map_row_bytes(s, &t->maps[m]),
+                                           .first_step = 0, .last_step = p->count, .last_node = s->node_count};
             rings[count++] = &t->maps[m].ring;
         }
     }
@@ -289,6 +310,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
                 const irstd_ring *other = rings[j];
                 size_t other_end = other->offset + aligned((size_t)other->ring * other->row_bytes);
                 if (other->last_step < rings[k]->first_step || rings[k]->last_step < other->first_step ||
+                    other->last_node < rings[k]->first_node || rings[k]->last_node < other->first_node ||
                     other_end <= at || at + bytes <= other->offset)
                     continue;
                 at = other_end;
@@ -312,12 +334,13 @@ static size_t l2_bytes(void) {
 }
 
 /* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
- * and what does not fit the second-level cache is written and read once more. */
+ * what does not fit the second-level cache is written and read once more, and memory that is saved is worth a little
+ * time: half a nanosecond a byte. */
 static double cost(const struct irstd_session *s, const schedule *p, size_t l2, size_t bytes_moved) {
-    double per_step = s->threads > 1 ? 800 : 40;
+    double per_step = s->threads > 1 ? 800 : 10;
     double working_set = (double)(p->arena + (size_t)s->threads * s->scratch_bytes), cache = 0.8 * (double)l2 * s->threads;
     double missing = working_set > cache ? (working_set - cache) / working_set : 0;
-    return per_step * p->count + missing * (double)bytes_moved / 60.0;
+    return per_step * p->count + missing * (double)bytes_moved / 60.0 + 0.5 * (double)p->arena;
 }
 
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
@@ -331,9 +354,10 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        size_t bytes = n->bconv  ? irstd_bconv_scratch(s, n)
-                       : n->form ? n->form->scratch_bytes(n)
-                                 : s->kernels->rows->scratch_bytes(n);
+        size_t bytes = n->bconv   ? irstd_bconv_scratch(s, n)
+                       : n->qconv ? irstd_quant_scratch(n)
+                       : n->form  ? n->form->scratch_bytes(n)
+                                  : s->kernels->rows->scratch_bytes(n);
         s->scratch_bytes = bytes > s->scratch_bytes ? bytes : s->scratch_bytes;
     }
     s->scratch_bytes = aligned(s->scratch_bytes);
@@ -343,7 +367,7 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     int64_t best_strip = 0;
     readers r = {0};
     int ok = states && find_readers(s, &r);
-    for (int64_t strip = 2; ok && strip <= MAX_STRIP; strip *= 2) {
+    for (int64_t strip = 1; ok && strip <= MAX_STRIP; strip *= 2) {
         ok = simulate(&r, strip, states, &best) && place(s, states, &best);
         double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
         if (ok && c < best_cost) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "quant.h"
 
 static irstd_status out_of_memory(irstd_error *error) { return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory"); }
 
@@ -70,7 +71,7 @@ static irstd_status request_map(struct irstd_session *s, const irstd_node *n, ir
     int64_t stride = left + irstd_round_up(x->width, ROW_STEP) + right + ROW_STEP;
     for (int m = 0; m < x->map_count; m++) {
         irstd_map *map = &x->maps[m];
-        if (map->pad_value != c->a.pad_value || map->groups != c->a.groups ||
+        if (map->quantizer || map->pad_value != c->a.pad_value || map->groups != c->a.groups ||
             memcmp(map->threshold, c->threshold, (size_t)x->channels * sizeof(float)))
             continue;
         int64_t rest = irstd_max(map->stride - map->left, stride - left); /* larger margins suit the others as well */
@@ -123,12 +124,15 @@ void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]) {
 
 int irstd_emits_map(const irstd_node *n) {
     const irstd_tensor *y = n->output;
-    return n->bconv && y->map_count == 1 && (n->bconv->sign_sum || (n->bconv->fast && y->maps[0].fixed_threshold));
+    return n->bconv && y->map_count == 1 && !y->maps[0].quantizer &&
+           (n->bconv->sign_sum || (n->bconv->fast && y->maps[0].fixed_threshold));
 }
 
 void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char *row, int64_t first, int64_t last) {
     const irstd_kernels *k = s->kernels;
-    for (int p = 0; p < map->planes; p++) {
+    for (int p = 0; map->quantizer && p < map->planes; p++)
+        for (int64_t j = first; j < last; j++) ((uint32_t *)(void *)row)[p * map->stride + j] = map->quantizer->zero_word;
+    for (int p = 0; !map->quantizer && p < map->planes; p++) {
         int channels = (int)irstd_min(k->bit_channels, map->group_channels - p % map->group_planes * k->bit_channels);
         int element = map->pad_value > 0 ? (1 << channels) - 1 : map->pad_value || k->zero_element < 0 ? 0 : k->zero_element;
         char *plane = row + (int64_t)p * map->stride * k->bit_bytes;
@@ -213,7 +217,7 @@ static irstd_status find_starts(struct irstd_session *s, const irstd_node *n, ir
 static irstd_status fold_signs(struct irstd_session *s, const irstd_node *n, int64_t most, irstd_error *error) {
     irstd_bconv *c = n->bconv;
     const irstd_tensor *y = n->output;
-    if (y->stored || y->map_count != 1 || c->a.residual != IRSTD_RESIDUAL_NONE || c->wide) return IRSTD_OK;
+    if (y->stored || y->map_count != 1 || y->maps[0].quantizer || c->a.residual != IRSTD_RESIDUAL_NONE || c->wide) return IRSTD_OK;
     size_t oc_padded = (size_t)irstd_round_up(c->a.out_channels, 16);
     int32_t *thresholds = irstd_own(s, oc_padded * sizeof *thresholds);
     uint8_t *negated = irstd_own(s, oc_padded);
@@ -429,8 +433,12 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        for (int j = n->op == IRSTD_OP_BINARY_CONV2D; j < n->input_count; j++) n->inputs[j]->stored = 1;
-        if (n->op == IRSTD_OP_BINARY_CONV2D) {
+        for (int j = 0; j < n->input_count; j++)
+            if (!irstd_reads_map(n, j)) n->inputs[j]->stored = 1;
+        if (n->qconv) {
+            irstd_status status = irstd_quant_prepare(s, n, error);
+            if (status) return status;
+        } else if (n->op == IRSTD_OP_BINARY_CONV2D) {
             irstd_status status = request_map(s, n, error);
             if (status) return status;
         } else {
@@ -451,7 +459,8 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
         if (n->folded_into) continue;
         irstd_status status = n->bconv ? prepare_bconv(s, n, error) : is_conv(n) ? prepare_conv(s, n, error) : IRSTD_OK;
         if (status) return status;
-        if (!irstd_emits_map(n)) n->output->stored = 1; /* its signs are taken from its values */
+        /* What reads its map takes it from its values. */
+        if (!(n->qconv ? irstd_quant_emits(n) : irstd_emits_map(n))) n->output->stored = 1;
     }
     return IRSTD_OK;
 }

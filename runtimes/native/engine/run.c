@@ -8,6 +8,7 @@
 
 #include "engine.h"
 #include "pool.h"
+#include "quant.h"
 
 /* ---- one row of a binary convolution ---- */
 
@@ -173,6 +174,10 @@ static void repair_padding(const struct irstd_session *s, const irstd_map *map, 
 static void write_signs(const struct irstd_session *s, const irstd_tensor *t, int64_t row) {
     for (int m = 0; m < t->map_count; m++) {
         const irstd_map *map = &t->maps[m];
+        if (map->quantizer) {
+            irstd_quant_write(t, map, row);
+            continue;
+        }
         char *bits = map_column0(s, map, row);
         if (t->type == IRSTD_TENSOR_TYPE_INT16 && map->fixed_threshold && s->kernels->signs) {
             s->kernels->signs(map, irstd_tensor_row(t, row), t->stride, t->width, bits);
@@ -262,13 +267,15 @@ static void run_rows(struct irstd_session *s, const irstd_step *step, int64_t fi
             bconv_row(s, n, row, scratch);
             continue;
         }
-        if (n->form)
+        if (n->qconv)
+            irstd_quant_row(n, row, scratch);
+        else if (n->form)
             n->form->run(n, row, scratch);
         else
             s->kernels->rows->run(n, row, scratch);
         for (int64_t made = row; made < irstd_min(row + unit, last); made++) {
-            clear_margin(n->output, made);
-            write_signs(s, n->output, made);
+            if (n->output->stored) clear_margin(n->output, made);
+            if (!(n->qconv && irstd_quant_emits(n))) write_signs(s, n->output, made);
         }
     }
 }

@@ -343,6 +343,23 @@ def test_saturation(engine_core, threads):
     check(engine_core, [engine_core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 12, 18, 24, 40])
+@pytest.mark.parametrize("shape", ["3x3", "5x5 in rows", "3x3 of strides", "1x4 of ones", "3x3 of groups"])
+def test_channels_that_share_words(engine_core, channels, shape):
+    """Taps of few channels lie side by side in a word, over rows and columns that are outside the image."""
+    rng = np.random.default_rng(channels)
+    attributes, groups = {"3x3": (SAME, 1), "3x3 of groups": (SAME, 3),
+                          "5x5 in rows": ({"kernel": (5, 5), "pad_top": 3, "pad_bottom": 2, "pad_left": 4}, 1),
+                          "3x3 of strides": (SAME | {"stride_h": 2, "stride_w": 2, "dilation_h": 2, "dilation_w": 3,
+                                                     "pad_left": 3, "pad_top": 3}, 1),
+                          "1x4 of ones": ({"kernel": (1, 4), "pad_left": 2, "pad_value": 1}, 1)}[shape]
+    b = Builder(channels * groups)
+    x = b.fixed(0, 8)
+    values = b.binary(rng, x, 12 * groups, groups=groups, **attributes)
+    signs = b.binary(rng, b.binary(rng, x, 4 * groups, groups=groups, **attributes), 2, kernel=(1, 1))
+    check(engine_core, [engine_core.isa()], b.finish(values, signs), [image(channels * groups, 7, 70)], runs=2)
+
+
 def test_five_ways_to_binarise_are_too_many(library):
     rng = np.random.default_rng(1)
     b = Builder(3)

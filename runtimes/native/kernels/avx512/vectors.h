@@ -26,6 +26,9 @@ IRSTD_INLINE V v_loadu(const void *p) { return _mm512_loadu_si512(p); }
 IRSTD_INLINE void v_store(int16_t *p, V v) { _mm512_store_si512(p, v); }
 IRSTD_INLINE V v_all(int16_t x) { return _mm512_set1_epi16(x); }
 IRSTD_INLINE V v_add(V a, V b) { return _mm512_add_epi16(a, b); }
+typedef __m128i FACTOR;
+IRSTD_INLINE FACTOR factor_of(int shift) { return _mm_cvtsi32_si128(shift); }
+IRSTD_INLINE V v_add_shifted(V a, V b, FACTOR f) { return _mm512_add_epi16(a, _mm512_sll_epi16(b, f)); }
 /* The additions are pinned to their registers: else the compiler gathers the popcounts of several words, and spills. */
 IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w, const int tile) {
     const V x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 64);

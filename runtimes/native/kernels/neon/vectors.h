@@ -52,6 +52,9 @@ IRSTD_INLINE V v_next_constant(const int32_t **p) {
 #define STEP(p, by) ((p) += (by))
 #endif
 IRSTD_INLINE V v_add(V a, V b) { return vaddq_s16(a, b); }
+typedef V FACTOR;
+IRSTD_INLINE FACTOR factor_of(int shift) { return vdupq_n_s16((int16_t)(1 << shift)); }
+IRSTD_INLINE V v_add_shifted(V a, V b, FACTOR f) { return vmlaq_s16(a, b, f); }
 
 /* eor, cnt, uadalp: 128 multiply-accumulates. */
 IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w, const int tile) {

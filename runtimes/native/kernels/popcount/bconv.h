@@ -2,7 +2,7 @@
  * the next layer's values and signs.
  *
  * Included once per instruction set, after finish.h and a header that defines, for vectors V of VL int16 lanes:
- *   v_load, v_loadu, v_store, v_all (one value), v_add, weight_t, UNROLL, TILE output channels by VECTORS vectors of
+ *   v_load, v_loadu, v_store, v_all (one value), v_add, v_add_shifted by a factor_of a count, weight_t, UNROLL, TILE output channels by VECTORS vectors of
  *   v_step(acc, x, w, tile): adds the popcounts of x xor w for one word of `tile` channels;
  *   or SUM_TILE and its own sum_tile. */
 #include "../../engine/engine.h"
@@ -60,21 +60,35 @@ static void pack(const irstd_bconv *c, void *packed) {
         }
 }
 
+IRSTD_INLINE void add_row(int16_t *to, const char *from, int64_t width, FACTOR factor, const int begun) {
+    for (int64_t j = 0; j < width; j += BLOCK, to += BLOCK, from += BLOCK * 2) {
+        V v[VECTORS];
+        UNROLL
+        for (int n = 0; n < VECTORS; n++)
+            v[n] = v_add_shifted(begun ? v_load(to + n * VL) : v_all(0), v_loadu(from + n * VL * 2), factor);
+        UNROLL
+        for (int n = 0; n < VECTORS; n++) v_store(to + n * VL, v[n]);
+    }
+}
+
 /* Words of taps whose channels are few: several taps side by side in an element. */
 static void merge_taps(const irstd_bconv *c, const irstd_bconv_row *row, int plane, const char **words) {
     const int taps = c->a.kernel_h * c->a.kernel_w, tail = c->ic_group % 16;
     char *to = row->merged;
     for (int first = 0; first < taps; first += c->merge, to += (row->stride + ROW_STEP) * 2) {
         const int last = first + c->merge < taps ? first + c->merge : taps;
-        for (int64_t j = 0; j < row->stride; j += VL) {
-            V v = v_all(0);
-            for (int t = first; t < last; t++) {
-                if (!row->taps[t]) continue;
-                const char *from = row->taps[t] + (size_t)plane * row->plane_bytes + j * 2;
-                v = v_add(v, v_shl(v_loadu(from), shift_of((t - first) * tail)));
-            }
-            v_store((int16_t *)(void *)to + j, v);
+        int16_t *word = (int16_t *)(void *)to;
+        int begun = 0;
+        for (int t = first; t < last; t++) {
+            if (!row->taps[t]) continue;
+            const char *from = row->taps[t] + (size_t)plane * row->plane_bytes;
+            const FACTOR factor = factor_of((t - first) * tail);
+            if (begun++)
+                add_row(word, from, row->stride, factor, 1);
+            else
+                add_row(word, from, row->stride, factor, 0);
         }
+        if (!begun) memset(word, 0, (size_t)row->stride * sizeof *word);
         *words++ = to;
     }
 }

@@ -109,7 +109,7 @@ BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Res
     (named(RESIZE, slot=(0, 4096)), INVALID, r"Resize_8: \[12, 16384, 20\] and"),
     (named(SLICE, slot=(0, 8)), INVALID, "Slice_15: takes channels 8 to 12 of 12"),
     (named(SLICE, slot=(0, 65537)), INVALID, "Slice_15: first must be in 0..65536, got 65537"),
-    (named(SLICE, **{"inputs": 0}), INVALID, "Slice_15: its tensors differ in type"),
+    (named(SLICE, inputs=0), INVALID, "Slice_15: its tensors differ in type"),
     (named(RESIZE, slot=(2, 3)), INVALID, "Resize_8: mode must be in 0..2, got 3"),
     (patched(FILE, (word(header_place("outputs_offset")), 2)), INVALID, "output 0: tensor 2"),
     (patched(FILE, (word(header_place("outputs_offset")), 999)), INVALID, "output 0: tensor 999"),

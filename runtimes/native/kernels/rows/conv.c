@@ -6,7 +6,7 @@
 
 #define STATIC_INLINE static inline __attribute__((always_inline))
 /* Arrays of vectors become registers only where GCC unrolls the loops over them before it splits arrays. */
-#define EACH(i, count) _Pragma("GCC unroll 8") for (int i = 0; i < count; i++)
+#define EACH(i, count) _Pragma("GCC unroll 9") for (int i = 0; i < count; i++)
 
 enum { BLOCK = 4 }; /* output channels of a tile */
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -321,8 +321,7 @@ STATIC_INLINE void depthwise_tile(const float *const *taps, const int count, con
     vf sum[DEPTHWISE_TILE];
     EACH(v, vectors) sum[v] = all(bias);
     if (addend) EACH(v, vectors) sum[v] += load(addend + column + v * LANES);
-    for (int t = 0; t < count; t++)
-        EACH(v, vectors) sum[v] += load(taps[t] + column + v * LANES) * w[t];
+    for (int t = 0; t < count; t++) EACH(v, vectors) sum[v] += load(taps[t] + column + v * LANES) * w[t];
     EACH(v, vectors) {
         if (activation == IRSTD_FLOAT_ACTIVATION_RELU) sum[v] = relu(sum[v]);
         if (activation == IRSTD_FLOAT_ACTIVATION_PRELU) sum[v] = prelu(sum[v], slope);
@@ -345,10 +344,8 @@ static __attribute__((noinline)) void depthwise_9(const float *const *from, cons
                                                   float *y) {
     const float *taps[9];
     float w[9];
-    for (int t = 0; t < 9; t++) {
-        taps[t] = from[t];
-        w[t] = weight[t];
-    }
+    EACH(t, 9) taps[t] = from[t];
+    EACH(t, 9) w[t] = weight[t];
     depthwise_line(taps, 9, w, bias, activation, slope, clamp, addend, width, y);
 }
 
@@ -363,18 +360,29 @@ static size_t depthwise_scratch(const irstd_node *n) {
 
 static void depthwise_run(const irstd_node *n, int64_t row, char *scratch) {
     const geometry g = geometry_of(n);
-    const int count = g.kh * g.kw;
+    const int count = g.kh * g.kw, direct = in_place(&g);
     const float **taps = take(&scratch, count * (int64_t)sizeof *taps), *w = g.weight;
     float *sums = take(&scratch, target_bytes(g.y, 1)), *lines = (float *)(void *)scratch;
+    const target first = target_of(g.y, row, 0, sums);
+    const float *addend = addend_plane(&g, row, 0);
+    int64_t step[IRSTD_MAX_KERNEL];
+    find_taps(&g, row, 0, 1, lines, taps);
+    for (int r = 0; r < g.kh; r++) {
+        const int64_t source = row * g.sh - g.top + r * g.dh;
+        step[r] = source < 0 || source >= g.x->height ? 0 : g.x->stride; /* from plane to plane */
+    }
     for (int c = 0; c < g.groups; c++, w += count) {
-        find_taps(&g, row, c, 1, lines, taps);
-        const target t = target_of(g.y, row, c, sums);
-        const float bias = g.bias ? g.bias[c] : 0, slope = g.slope ? g.slope[c] : 0, *addend = addend_plane(&g, row, c);
+        if (c && !direct) find_taps(&g, row, c, 1, lines, taps);
+        const float bias = g.bias ? g.bias[c] : 0, slope = g.slope ? g.slope[c] : 0;
+        float *to = first.to + (is_planar(g.y) ? c * first.stride : 0);
         if (count == 9)
-            depthwise_9(taps, w, bias, g.activation, slope, g.clamp, addend, g.y->width, t.to);
+            depthwise_9(taps, w, bias, g.activation, slope, g.clamp, addend, g.y->width, to);
         else
-            depthwise_line(taps, count, w, bias, g.activation, slope, g.clamp, addend, g.y->width, t.to);
-        finish_target(&g, t, row, c, 1);
+            depthwise_line(taps, count, w, bias, g.activation, slope, g.clamp, addend, g.y->width, to);
+        finish_target(&g, (target){to, first.stride}, row, c, 1);
+        if (addend) addend += g.addend->stride;
+        for (int r = 0; r < g.kh && direct; r++)
+            for (int k = 0; k < g.kw; k++) taps[r * g.kw + k] += step[r];
     }
 }
 

@@ -81,7 +81,7 @@ def test_every_target_gives_the_same_bits(bits, signed, native_library, tmp_path
     model, x = compressed(network), image()
     with torch.no_grad():
         want = network(torch.from_numpy(x)).numpy()
-    assert np.isfinite(want).all() and len(np.unique(want)) > 20
+    assert np.isfinite(want).all() and len(np.unique(want)) > 8
     parts = find_parts(model, SIZE, OTHER)
     assert kinds(fuse(model, parts)) == ["Program"]
     options = ort.SessionOptions()

@@ -80,7 +80,7 @@ static int words_of(int channels, int bits) { return (channels * bits + 31) / 32
 
 /* Fields as narrow as the values, but no narrower than they must be for so few words. */
 static int field_bits(const irstd_node *n, int activation_bits) {
-    int bits = activation_bits > 4 ? 8 : activation_bits > 2 ? 4 : activation_bits, wider = bits;
+    int bits = activation_bits > 4 ? 8 : activation_bits > 2 ? 4 : 2, wider = bits;
     for (int same = 1; same && wider < 8; bits = same ? wider : bits) {
         wider *= 2;
         for (int k = 0; k < n->input_count; k++)

@@ -149,6 +149,11 @@ QUANT_INLINE void fold(sums *s, const int count) {
 QUANT_INLINE vi sum_of(const sums *s, int i) { return s->sum[i]; }
 
 #elif defined(QUANT_SMLAL) /* products in int16, where they and the next ones fit */
+#if defined(__aarch64__) || defined(IRSTD_SIMDE)
+#define VMLAL_HIGH vmlal_high_s8
+#else
+#define VMLAL_HIGH(sum, a, b) vmlal_s8(sum, vget_high_s8(a), vget_high_s8(b))
+#endif
 enum { WEIGHT_WORDS = 1, PRODUCTS = 1, SIGNED_BYTES = 1 };
 typedef struct {
     int32x4_t low_sum[ACCUMULATORS], high_sum[ACCUMULATORS]; /* two lanes of a pixel */
@@ -157,13 +162,13 @@ typedef struct {
 QUANT_INLINE void step(sums *s, const vu *x, const uint32_t *w, const int tile, const int vectors) {
     UNROLL
     for (int o = 0; o < tile; o++) {
-        const int8x8_t weight = vreinterpret_s8_s32(vdup_n_s32((int32_t)w[o]));
+        const int8x16_t weight = vreinterpretq_s8_u32(vld1q_dup_u32(w + o));
         UNROLL
         for (int v = 0; v < vectors; v++) {
             int8x16_t pixels;
             memcpy(&pixels, &x[v], sizeof pixels);
-            s->low[o * vectors + v] = vmlal_s8(s->low[o * vectors + v], vget_low_s8(pixels), weight);
-            s->high[o * vectors + v] = vmlal_s8(s->high[o * vectors + v], vget_high_s8(pixels), weight);
+            s->low[o * vectors + v] = vmlal_s8(s->low[o * vectors + v], vget_low_s8(pixels), vget_low_s8(weight));
+            s->high[o * vectors + v] = VMLAL_HIGH(s->high[o * vectors + v], pixels, weight);
         }
     }
 }
@@ -331,7 +336,7 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
 #define SHAPE(channels, count)                                                                                         \
     if (channels * count <= ACCUMULATORS && c->tile == channels && c->vectors == count)                                \
         switch (c->quantizer.bits) {                                                                                   \
-            FIELDS(channels, count, 1) FIELDS(channels, count, 2) FIELDS(channels, count, 4) FIELDS(channels, count, 8) \
+            FIELDS(channels, count, 2) FIELDS(channels, count, 4) FIELDS(channels, count, 8)                           \
         }
         SHAPE(4, 1) SHAPE(4, 2) SHAPE(4, 4) SHAPE(8, 1) SHAPE(8, 2) SHAPE(16, 1)
 #undef SHAPE

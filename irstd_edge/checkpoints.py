@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from irstd_edge.bundle import Bundle, Preprocessing, sha256
 from irstd_edge.data import DATASETS, PAD_MULTIPLE
 from irstd_edge.errors import UnsupportedError
+from irstd_edge.files import replacing
 from irstd_edge.layouts import LAYOUTS, convert
 from irstd_edge.metrics import THRESHOLD
 from irstd_edge.models.registry import get_model
+from irstd_edge.nn.convert import Conversion, ConversionError
+from irstd_edge.nn.convert import convert as convert_network
 from irstd_edge.opspec import OpSpecError
 from irstd_edge.zoo import zoo_card, zoo_weights
 
@@ -35,6 +38,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 #: Counts steps and means nothing at inference; may be absent.
 _IGNORED = "num_batches_tracked"
 _SHOWN = 4
+#: Key of a safetensors file's metadata: how the float network was quantised, see :mod:`irstd_edge.nn.convert`.
+_CONVERSION = "irstd_edge.conversion"
 
 
 class CheckpointError(ValueError):
@@ -119,6 +124,42 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     network.load_state_dict(dict(tensors), strict=False)
 
 
+def weights_metadata(network: nn.Module) -> dict[str, str]:
+    """What a safetensors file must say besides the tensors, so that :func:`restore` builds the network."""
+    conversion = getattr(network, "conversion", None)
+    return {} if conversion is None else {_CONVERSION: conversion.to_json()}
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights of a network, whole or not at all. Raises :class:`~irstd_edge.data.DataError`."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.endswith(_IGNORED)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, weights_metadata(network))
+
+
+def restore(network: nn.Module, path: Path, allow_pickle: bool = False) -> nn.Module:
+    """The network with the weights of a checkpoint; a quantised copy where the file says that it holds one's.
+
+    Raises :class:`CheckpointError`.
+    """
+    tensors = read_checkpoint(path, allow_pickle)
+    try:
+        return _fit(network, tensors, path)
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+
+
+def _fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
+    """Load the tensors of a file into the network, or into its quantised copy where the file's metadata says so."""
+    try:
+        if (text := _metadata(path).get(_CONVERSION)) is not None:
+            network = convert_network(network, Conversion.from_json(text))
+    except ConversionError as e:
+        raise CheckpointError(str(e)) from e
+    load_weights(network, tensors)
+    return network
+
+
 def load_network(
     reference: str | None,
     *,
@@ -164,7 +205,7 @@ def load_network(
             tensors, known = convert(tensors, network.state_dict(), LAYOUTS[from_layout], *_given(mean, std))
             mean, std = known or (mean, std)
         try:
-            load_weights(network, tensors)
+            network = _fit(network, tensors, checkpoint)
         except CheckpointError as e:
             layouts = [name for name, layout in LAYOUTS.items() if factory in layout.networks and not from_layout]
             hint = f"; a public one needs --from-layout {' or '.join(layouts)}" if layouts else ""
@@ -183,9 +224,7 @@ def open_bundle_network(bundle: Bundle) -> nn.Module:
     Runs the code that the bundle's manifest names, see :func:`build_network`, whose errors it raises, besides
     :class:`CheckpointError` and :class:`~irstd_edge.bundle.BundleError`.
     """
-    network = build_network(bundle.manifest.factory)
-    load_weights(network, read_checkpoint(bundle.weights()))
-    return network.eval()
+    return restore(build_network(bundle.manifest.factory), bundle.weights()).eval()
 
 
 def build_network(factory: str, seed: int = 0) -> nn.Module:
@@ -291,6 +330,14 @@ def recorded_normalisation(checkpoint: Path) -> dict | None:
         return {"mean": float(found["mean"]), "std": float(found["std"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:  # a pickle
+        return {}
 
 
 def _unpickle(path: Path):

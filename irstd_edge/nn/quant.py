@@ -21,6 +21,7 @@ def fake_quantize(x: torch.Tensor, step: torch.Tensor, low: int, high: int, valu
 
     ``values`` is the number of values that share one step. Levels -1 .. +1 stand for one bit where low = -1, high = 1.
     """
+    x = x.float()  # under autocast too: in bfloat16 the higher levels of 8 bits would fall together
     scale = 1 / math.sqrt(values * max(high, 1))
     step = (step - step * scale).detach() + step * scale  # the value of step, a scaled gradient
     t = torch.clamp(x / step, low, high)

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from irstd_edge.checkpoints import build_network, load_weights
+from irstd_edge.checkpoints import build_network, load_weights, save_weights
 from irstd_edge.data import PROTOCOLS, Dataset, Normalisation, Sample, normalise, random_crop
 from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
@@ -300,8 +299,8 @@ class Run:
             accuracy = evaluate_network(self.average.module, held, self.normalisation, self.device)
             if accuracy.iou > self.best:
                 self.best = float(accuracy.iou)
-                _save_weights(self.average.module, self.out / "best.safetensors")
-        _save_weights(self.average.module, self.out / "last.safetensors")
+                save_weights(self.average.module, self.out / "best.safetensors")
+        save_weights(self.average.module, self.out / "last.safetensors")
         return accuracy
 
     def _recipe_objective(self, compile_network: bool, allow_pickle: bool) -> nn.Module:
@@ -458,13 +457,6 @@ def _load_state(path: Path, device: str) -> dict:
             return torch.load(path, weights_only=True, map_location=device)
     except Exception as e:
         raise TrainingError(f"{path}: cannot be read ({type(e).__name__}); name another --out to start anew") from e
-
-
-def _save_weights(network: nn.Module, path: Path) -> None:
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()
-               if not k.endswith("num_batches_tracked")}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary)
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:

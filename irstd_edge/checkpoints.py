@@ -179,8 +179,8 @@ def load_network(
             as its factory made them.
         model: the user's ``package.module:factory``, searched in the current directory too.
         allow_pickle: see :func:`read_checkpoint`.
-        mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json`` beside the
-            checkpoint), else of the zoo's card.
+        mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json``, or
+            ``quantisation.json``, beside the checkpoint), else of the zoo's card.
         untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo.
         from_layout: a key of :data:`irstd_edge.layouts.LAYOUTS`: whose public checkpoint it is.
 
@@ -324,12 +324,14 @@ def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[flo
 
 
 def recorded_normalisation(checkpoint: Path) -> dict | None:
-    """``mean`` and ``std`` of the training run in whose folder a checkpoint lies, or None."""
-    try:
-        found = json.loads((Path(checkpoint).parent / "recipe.json").read_text())["normalisation"]
-        return {"mean": float(found["mean"]), "std": float(found["std"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """``mean`` and ``std`` of the training run, or the quantisation, in whose folder a checkpoint lies, or None."""
+    for name in ("recipe.json", "quantisation.json"):
+        try:
+            found = json.loads((Path(checkpoint).parent / name).read_text())["normalisation"]
+            return {"mean": float(found["mean"]), "std": float(found["std"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -18,9 +18,9 @@ matrix products; ``bops`` those of compressed layers, times bits of weight and o
 multiply-accumulate counts one (as thop counts "FLOPs"). Padding taps count; BN, activations, additions, pooling and
 resampling do not. ``ops = macs + bops / 64``, as Bi-Real Net and ReActNet: eight bits by eight are one full operation.
 
-Precision: ``mac_bits = 1024 macs + bops`` is the sum of multiply-accumulates times bits of weight and of input, 32 by 32
-for full precision. ``weight_bits_mean`` is the mean over all weights of these layers, ``activation_bits_mean`` over all
-elements of their inputs; matrix products have no weights, and their inputs count as those of their block.
+Precision: ``mac_bits = 1024 macs + bops`` is the sum of multiply-accumulates times bits of weight and of input, 32 by
+32 for full precision. ``weight_bits_mean`` is the mean over all weights of these layers, ``activation_bits_mean`` over
+all elements of their inputs (of matrix products, the input of their block).
 """
 
 from __future__ import annotations

@@ -166,6 +166,10 @@ class Dataset:
             raise DataError(f"{self.folder}/masks/{name}: mask is {mask.shape}, its image {image.shape}")
         return Sample(name, image, mask)
 
+    def image_path(self, index: int) -> Path:
+        """The file of an image. Raises :class:`DataError` where it is not there."""
+        return self._find("images", self.names[index])
+
     def _find(self, kind: str, name: str) -> Path:
         for suffix in IMAGE_SUFFIXES:
             path = self.folder / kind / (name + suffix)

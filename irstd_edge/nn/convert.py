@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from irstd_edge.nn.quant import QuantConv2d
@@ -79,18 +79,20 @@ class Trace:
     other: dict[str, str]
 
 
-class _Uses(TorchDispatchMode):
-    """Counts how often each watched tensor is an operand."""
+class _Uses(TorchFunctionMode):
+    """Counts how often the values of each watched tensor are used; to ask for its shape is no use."""
 
     def __init__(self):
         super().__init__()
         self.counts: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for value in tree_leaves((args, kwargs or {})):
-            if id(value) in self.counts:
-                self.counts[id(value)] += 1
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(value, torch.Tensor) for value in tree_leaves(result)):
+            for value in tree_leaves((args, kwargs or {})):
+                if id(value) in self.counts:
+                    self.counts[id(value)] += 1
+        return result
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ def search_assignments(
 
     Args:
         layers: of the whole network, see :func:`irstd_edge.complexity.count_layers`.
-        blocks: see :func:`find_blocks`.
+        blocks: see :func:`find_blocks`; those of fixed layers alone do not count.
         losses: rise of the loss by block, ``weights`` or ``activations``, and bits; less than 0 counts as 0. The bits
             named here are the candidates.
         fixed: layers that the search does not touch, with their bits; they count in the means all the same.
@@ -192,7 +192,7 @@ def search_assignments(
                        if name not in free)
         share = [sum(amount[name] for name, level in free.items() if level == wanted) for wanted in levels]
         rise = {(level, b): sum(max(0.0, losses[block.name, kind, b]) for block in blocks
-                                if block.level == level and (block.name, kind, b) in losses)
+                                if block.level == level and free.keys() & set(block.layers))
                 for level in levels for b in bits}
         rows = []
         for choice in itertools.combinations_with_replacement(bits, len(levels)):

@@ -63,7 +63,7 @@ def quantize(network, out, checkpoint, model, allow_pickle, mean, std, calibrate
              threads) -> None:
     if sum(map(bool, (bits, table_file, spm))) > 1:
         raise click.UsageError("--bits, --table and --spm exclude each other")
-    if (dataset is None) != (root is None):
+    if (dataset is None) != (root is None) and not (resume and root):
         raise click.UsageError("--dataset and --root go together")
     if resume and not recipe:
         raise click.UsageError("--resume goes on with training: give --train RECIPE too")
@@ -142,7 +142,13 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
     blocks = find_blocks(convolutions, calibrated.size)
     facts = {}
 
-    found = []
+    fixed, found = {}, []
+    if spm:
+        file = BitTable(None, (*edge_rules, *rules)).resolve(names)
+        fixed = {name: file[name] for name in names if name in calibrated.trace.edges or _named(rules, name)} | {
+            c.name: None for c in calibrated.counts if c.name not in names}
+        # What the search leaves alone is left alone in its blocks' measurement, too.
+        blocks = [replace(b, layers=tuple(n for n in b.layers if n not in fixed) or b.layers) for b in blocks]
     if spm or sensitivity:
         with _progress("sensitivity", len(blocks) * len(wanted) * 2) as step:
             found = q.measure_sensitivity(calibrated, blocks, held, wanted, step)
@@ -150,10 +156,6 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
         q.plot_sensitivity(found, out / "sensitivity.png")
         _show_sensitivity(found, out)
     if spm:
-        fixed = BitTable(None, (*edge_rules, *rules)).resolve(names)
-        named = {name for name in names if name in calibrated.trace.edges or _named(rules, name)}
-        fixed = {name: fixed[name] for name in named} | {
-            c.name: None for c in calibrated.counts if c.name not in names}
         assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed,
                                          max_weight_bits=max_weight_bits, max_activation_bits=max_activation_bits)
         _show_assignments(assignments)

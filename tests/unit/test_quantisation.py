@@ -131,7 +131,9 @@ def test_eight_bits_err_by_little_and_more_bits_by_less(calibrated, method):
     with torch.no_grad():
         want = loaded.network.logits(x)
         errors_ = {b: float((c.quantise(uniform(c, (b, b))).logits(x) - want).square().mean()) for b in (2, 4, 8)}
-    assert errors_[8] < 1e-3 * float(want.var()) and errors_[8] < errors_[4] < errors_[2]
+    # What a percentile clips costs more than rounding.
+    assert errors_[8] < (5e-3 if method == "percentile" else 1e-3) * float(want.var())
+    assert errors_[8] < errors_[4] < errors_[2]
     assert held.measure(c.quantise(uniform(c, (8, 8)))).iou >= held.measure(loaded.network).iou - 0.02
 
 
@@ -151,14 +153,20 @@ def test_rounded_layers_are_bounded_by_half_a_step(calibrated):
 
 def test_held_out_scores_are_those_of_the_metrics(calibrated, trained):
     _, held, loaded = calibrated
+    data = Dataset(trained[0], "Synthetic", "train")
     score = held.measure(loaded.network)
-    accuracy = evaluate_network(loaded.network, Dataset(trained[0], "Synthetic", "train"), NORMALISATION_OF(loaded))
+    accuracy = evaluate_network(loaded.network, data, loaded.preprocessing)
     assert score.iou == pytest.approx(accuracy.iou) and held.images == 10
-    assert score.iou > 0.6 and 0 < score.loss < 0.6
-
-
-def NORMALISATION_OF(loaded):
-    return loaded.preprocessing
+    p, g = [], []
+    for sample in data:  # 40 x 56, padded to 64 x 64
+        x = np.zeros((1, 1, 64, 64), np.float32)
+        x[0, 0, :40, :56] = (sample.image - np.float32(loaded.preprocessing.mean)) / np.float32(
+            loaded.preprocessing.std)
+        with torch.no_grad():
+            p.append(loaded.network(torch.from_numpy(x)).numpy()[0, 0, :40, :56].astype(np.float64))
+        g.append(sample.mask / 255)
+    p, g = np.stack(p), np.stack(g)
+    assert score.loss == pytest.approx(1 - ((p * g).sum() + 1) / ((p + g - p * g).sum() + 1), rel=1e-5)
 
 
 def test_sensitivity_rounds_one_block_at_a_time_and_leaves_the_network(calibrated):

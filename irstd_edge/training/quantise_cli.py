@@ -23,6 +23,7 @@ low bits from there.""")
 @click.option("--out", type=_PATH, required=True, help="Folder of the results.")
 @click.option("--checkpoint", type=_PATH, help="Weights of the float network; default those that come with it.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
+@click.option("--from-layout", help="Whose public checkpoint it is, as `irstd-edge evaluate --from-layout`.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
@@ -51,16 +52,17 @@ low bits from there.""")
 @click.option("--keep", metavar="W[,A]|float", default="float", show_default=True, help="Precision of --max-drop.")
 @click.option("--train", "recipe", metavar="RECIPE", help="Train on by this recipe of the float network.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop training, resumable, after so long.")
 @click.option("--learning-rate", type=float, help="Default a tenth of the recipe's.")
 @click.option("--resume", is_flag=True, help="Go on with the training in --out; its bits stay.")
 @click.option("--device", type=click.Choice(_DEVICES), default="cpu", show_default=True, help="To train on.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="Of training; default bf16 on CUDA, else fp32.")
 @click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice.")
-def quantize(network, out, checkpoint, model, allow_pickle, mean, std, calibrate, dataset, root, images, method,
-             percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits, sensitivity,
-             candidates, max_drop, keep, recipe, epochs, learning_rate, resume, device, precision, compile_network,
-             threads) -> None:
+def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, std, calibrate, dataset, root, images,
+             method, percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits,
+             sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,
+             compile_network, threads) -> None:
     if sum(map(bool, (bits, table_file, spm))) > 1:
         raise click.UsageError("--bits, --table and --spm exclude each other")
     if (dataset is None) != (root is None) and not (resume and root):
@@ -91,11 +93,11 @@ def quantize(network, out, checkpoint, model, allow_pickle, mean, std, calibrate
         if (out / "resume.pt").exists():
             raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
         source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
-                              std=std)
+                              std=std, from_layout=from_layout)
         _quantise(source, out, calibrate, dataset, root, images, method, percentile, bits, table_file, spm, edges,
                   layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
     if settings:
-        _train(settings, network, model, root, out, resume, device, precision, compile_network)
+        _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes)
 
 
 def _recipe(reference: str, name: str | None, epochs: int | None, learning_rate: float | None):
@@ -111,9 +113,9 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
               max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
     from irstd_edge.data import Dataset
     from irstd_edge.files import check_writable
+    from irstd_edge.plots import require_matplotlib
     from irstd_edge.training import quantisation as q
     from irstd_edge.training.bits import BitTable, BitTableError, find_blocks, parse_bits, search_assignments
-    from irstd_edge.training.curves import require_matplotlib
     from irstd_edge.training.loop import split_validation
 
     check_writable(out / q.MANIFEST)
@@ -130,7 +132,7 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
 
     held, paths = None, None
     if dataset:
-        data = Dataset(root, dataset, "train")
+        data = Dataset.named(root, dataset, "train")
         train_indices, held_indices = split_validation(len(data), _HELD_OUT)
         held = q.HeldOut([data[i] for i in held_indices], source)
         paths = [data.image_path(i) for i in q.evenly(train_indices, images)]
@@ -193,9 +195,10 @@ def _named(rules, name: str) -> bool:
     return any(matches(pattern, name) for pattern, _ in rules)
 
 
-def _train(settings, network, model, root, out, resume, device, precision, compile_network) -> None:
+def _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes) -> None:
     from irstd_edge.checkpoints import build_network, restore
-    from irstd_edge.training.curves import plot_curves, require_matplotlib
+    from irstd_edge.plots import require_matplotlib
+    from irstd_edge.training.curves import plot_curves
     from irstd_edge.training.loop import train
     from irstd_edge.training.quantisation import WEIGHTS
 
@@ -210,10 +213,9 @@ def _train(settings, network, model, root, out, resume, device, precision, compi
             plot_curves(*curves)
 
     train(settings, root, out, device=device, precision=precision, compile_network=compile_network, resume=resume,
-          network=quantised, record={"quantised_from": WEIGHTS}, on_epoch=on_epoch)
+          network=quantised, record={"quantised_from": WEIGHTS}, on_epoch=on_epoch, minutes=minutes)
     plot_curves(*curves)
-    best = out / "best.safetensors"
-    click.echo(f"{best if best.exists() else out / 'last.safetensors'}")
+    click.echo(str(next((p for p in (out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), out)))
 
 
 def _console():

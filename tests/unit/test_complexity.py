@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from irstd_edge.complexity import Parameters, count_parameters, measure_complexity
+from irstd_edge.complexity import Parameters, count_layers, count_parameters, measure_complexity
 from irstd_edge.models.registry import get_model
 from irstd_edge.nn.attention import SelfAttention, TransformerBlock
 from irstd_edge.nn.binary import BinaryConv2d, DotBinaryConv2d
@@ -68,6 +68,19 @@ def test_quantised_layers_count_their_bits(bits):
     assert result.params == Parameters(216 + 13, words + 6, words + 13)
     frozen = measure_complexity(freeze(layer), (8, 8), 4)
     assert (frozen.macs, frozen.bops) == (result.macs, result.bops)
+
+
+def test_precision_by_hand():
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), QuantConv2d(4, 2, 3, padding=1, weight_bits=3, activation_bits=5),
+                            BinaryConv2d(2, 2, 1))
+    result = measure_complexity(network, (8, 8))
+    assert result.mac_bits == 64 * (4 * 1024 + 72 * 3 * 5 + 4) == result.as_dict()["mac_bits"]
+    assert result.weight_bits_mean == (4 * 32 + 72 * 3 + 4) / 80
+    assert result.activation_bits_mean == (1 * 32 + 4 * 5 + 2) / 7
+    first, second, third = count_layers(network, (8, 8))
+    assert (first.name, first.weights, first.inputs, first.macs, first.output_size) == ("0", 4, 64, 256, (8, 8))
+    assert (second.weight_bits, second.activation_bits, third.weight_bits) == (3, 5, 1)
+    assert measure_complexity(nn.Sequential(nn.Conv2d(1, 1, 1)), (4, 4)).mac_bits == 16 * 1024
 
 
 def test_attention_counts_its_products_of_matrices():

@@ -10,6 +10,8 @@ from irstd_edge.layouts import LAYOUTS
 from irstd_edge.metrics import Accuracy
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import DOT_READINGS
+from irstd_edge.training.quantisation import LAYERS, MANIFEST, METHODS, TABLE, WEIGHTS
+from irstd_edge.training.quantise_cli import quantize
 from irstd_edge.training.recipe import DISTILLATIONS, RECIPES, Distill, Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -71,7 +73,16 @@ def test_metrics_page():
     assert {"fa", "fa_by_area"} <= {f.name for f in fields(Accuracy)} and "`fa_by_area`" in text
 
 
+def test_quantisation_page():
+    text = page("quantisation")
+    options = {option for parameter in quantize.params for option in parameter.opts}
+    named = set(re.findall(r"(?<!\w)--[a-z][a-z-]+", text))
+    assert named and named <= options
+    assert set(METHODS) <= rows(text).keys()
+    assert {WEIGHTS, MANIFEST, LAYERS, TABLE} <= set(re.findall(r"^\| `([\w.]+)`", text, re.MULTILINE))
+
+
 def test_links_lead_somewhere():
-    for name in ("metrics", "training", "models"):
+    for name in ("metrics", "training", "models", "quantisation"):
         for link in re.findall(r"\]\(([^)#:]+)\)", page(name)):
             assert (DOCS / link).exists(), (name, link)

@@ -85,7 +85,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
                            "(https://pytorch.org/get-started)")
-    settings = _recipe(recipe, network or model, epochs, learning_rate) if recipe else None
+    settings = _recipe(recipe, model or network, epochs, learning_rate) if recipe else None
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -161,6 +161,9 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
         assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed,
                                          max_weight_bits=max_weight_bits, max_activation_bits=max_activation_bits)
         _show_assignments(assignments)
+        q.write_csv(out / "assignments.csv", [
+            {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
+             **q.precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
         table = {name: assignments[0].table[name] for name in names}
         facts["assignment"] = {k: v for k, v in asdict(assignments[0]).items() if k not in ("table", "precision")}
     elif table_file:

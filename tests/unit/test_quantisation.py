@@ -303,8 +303,12 @@ def test_the_command_searches_trains_and_resumes(trained, tmp_path, capsys):
     assert manifest["layers"]["head"]["weight_bits"] == 8
     rows = list(csv.DictReader((out / "sensitivity.csv").open()))
     assert len(rows) == 4 * 2 * 2 and (out / "sensitivity.png").stat().st_size > 1000
+    first = next(csv.DictReader((out / "assignments.csv").open()))
+    assert first["weights"] == " ".join(map(str, w))
+    assert float(first["weight_bits_mean"]) == manifest["precision"]["weight_bits_mean"]
     record = json.loads((out / "recipe.json").read_text())
-    assert record["learning_rate"] == 1e-4 and record["network"] == "small" and record["epochs"] == 2
+    assert (record["learning_rate"], record["epochs"]) == (1e-4, 2)
+    assert record["network"] == "small_networks:small_unet"
     assert len(read_curve(out / "curves.csv")) == 2
     with safe_open(out / "last.safetensors", "pt") as file:
         assert json.loads(file.metadata()["irstd_edge.conversion"])["layers"]["head"] == [8, 8, False]

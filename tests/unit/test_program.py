@@ -56,7 +56,8 @@ def everything() -> Program:
     add("Slice", (joined,), 3, {"first": 5}, bits=8)
     up = {**CONV, "stride_h": 2, "stride_w": 2, "output_pad_h": 1, "activation": 5}
     last = add("ConvTranspose2d", (scaled,), 6, up, {"weight": f32(4, 3, 3, 1), "bias": f32(6)})
-    add("QuantConv2d", (total, gate), 4, QUANT, {"weight": np.full((4, 9), 7, np.uint8), "scale": f32(4), "bias": f32(4)})
+    packed = {"weight": np.full((4, 9), 7, np.uint8), "scale": f32(4), "bias": f32(4)}
+    add("QuantConv2d", (total, gate), 4, QUANT, packed)
     assert {n.operator for n in nodes} == set(OPERATORS)
     return Program(tuple(tensors), tuple(nodes), 1, (last, total))
 

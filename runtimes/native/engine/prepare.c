@@ -201,7 +201,7 @@ static irstd_status find_starts(struct irstd_session *s, const irstd_node *n, ir
                 for (int j = 0; j < block; j++) {
                     int lack = 0;
                     for (int t = 0; t < taps; t++) {
-                        const int64_t column = first + (int64_t)j * a->stride_w + (int64_t)a->dilation_w * (t % kw_count);
+                        const int64_t column = first + (int64_t)j * a->stride_w + a->dilation_w * (int64_t)(t % kw_count);
                         const int inside = t / kw_count >= rows[0] && t / kw_count < rows[1];
                         if (inside ? column < 0 || column >= behind : rows_outside) lack += weights[oc * taps + t];
                     }
@@ -373,7 +373,8 @@ static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irst
     int heavier = 0, raised = 0; /* a shift of 16 takes the upper half, which cannot saturate */
     while (shift + heavier < 16 && ldexp(heaviest, heavier + 1) <= INT16_MAX) heavier++;
     while (shift + heavier + raised < 16 && largest << (raised + 1) <= INT16_MAX) raised++;
-    if (shift + heavier + raised != 16 || ldexp(most + ldexp(1, shift), heavier + raised) > INT32_MAX) heavier = raised = 0;
+    if (shift + heavier + raised != 16 || ldexp(most + ldexp(1, shift), heavier + raised) > INT32_MAX)
+        heavier = raised = 0;
     const int up = heavier + raised;
     for (int oc = 0; oc < oc_count; oc++) {
         for (int t = 0; t < taps; t++) {

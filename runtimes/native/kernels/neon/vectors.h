@@ -124,7 +124,8 @@ IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, TILE_BITS bits, co
 #ifdef IRSTD_ARMV8 /* compilers take the lane out first */
         __asm__("mls %0.8h, %1.8h, %2.h[%3]" : "+w"(b->v[n]) : "w"(set), "x"(bits), "i"(t));
 #else
-        const int16_t lanes[4] = {vget_lane_s16(bits, 0), vget_lane_s16(bits, 1), vget_lane_s16(bits, 2), vget_lane_s16(bits, 3)};
+        const int16_t lanes[4] = {vget_lane_s16(bits, 0), vget_lane_s16(bits, 1), vget_lane_s16(bits, 2),
+                                  vget_lane_s16(bits, 3)};
         b->v[n] = vmlsq_s16(b->v[n], set, vdupq_n_s16(lanes[t]));
 #endif
     }

@@ -2,7 +2,8 @@
  * the next layer's values and signs.
  *
  * Included once per instruction set, after finish.h and a header that defines, for vectors V of VL int16 lanes:
- *   v_load, v_loadu, v_store, v_all (one value), v_add, v_add_shifted by a factor_of a count, weight_t, UNROLL, TILE output channels by VECTORS vectors of
+ *   v_load, v_loadu, v_store, v_all (one value), v_add, v_add_shifted (by a FACTOR: factor_of a count), weight_t,
+ *   UNROLL, TILE output channels by VECTORS vectors of sums, which fit the registers, and
  *   v_step(acc, x, w, tile): adds the popcounts of x xor w for one word of `tile` channels;
  *   or SUM_TILE and its own sum_tile. */
 #include "../../engine/engine.h"

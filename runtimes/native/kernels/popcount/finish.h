@@ -1,7 +1,9 @@
 /* From sums to int16 values and signs, VECTORS vectors of pixels at a time; included after an instruction set's vectors:
  *   CONSTANTS with members offset and shift_out, constants_of (an irstd_finish), times_multiplier and times_slope
  *   (x * y / 2^15, rounded half up), v_adds (saturating), v_max, SHIFT, shift_of, v_shl, v_average (rounded half up),
- *   v_constant (of an int16 stored twice), v_next_constant (which steps the pointer; constants_of does too), STEP, BITS, bits_zero, TILE_BITS, tile_bits_of (channel c), bits_push (lanes >= threshold become bit c + t), bits_store (elements of `count` channels).
+ *   v_constant (of an int16 stored twice), v_next_constant (which steps the pointer; constants_of does too), STEP,
+ *   BITS, bits_zero, TILE_BITS, tile_bits_of (channel c), bits_push (lanes >= threshold become bit c + t),
+ *   bits_store (elements of `count` channels).
  *
  * A sum is shifted left as far as int16 allows and multiplied by a 15-bit fraction: floor(sum * scale + 1/2). */
 #include "../../engine/engine.h"
@@ -120,8 +122,8 @@ IRSTD_INLINE void compare_rows(const int16_t *x, int64_t stride, int64_t width, 
 }
 
 /* What row() is where sums are in memory. */
-static void finish_sums(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r, const int16_t *residual,
-                        int16_t *y, const irstd_map *map, char *bits) {
+static void finish_sums(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r,
+                        const int16_t *residual, int16_t *y, const irstd_map *map, char *bits) {
     if (c->sign_sum)
         compare_rows(row->sums, row->stride, row->width, c->sign_sum, map, bits);
     else

@@ -79,7 +79,8 @@ static inline void fixed_channels(const irstd_fixed_conv *f, const int16_t *cons
     if (f->taps == 9 && f->shift == 16 && channels >= FIXED_CHANNELS) {
         const int16_t *nine[10];
         memcpy(nine, taps, sizeof nine);
-        fixed_columns(&(irstd_fixed_conv){9, f->weights, f->bias, 16, 0}, nine, oc, FIXED_CHANNELS, width, y, stride, 5, 1);
+        const irstd_fixed_conv same = {9, f->weights, f->bias, 16, 0};
+        fixed_columns(&same, nine, oc, FIXED_CHANNELS, width, y, stride, 5, 1);
     } else {
         fixed_columns(f, taps, oc, channels, width, y, stride, (f->taps + 1) / 2, f->taps % 2);
     }

@@ -26,8 +26,8 @@ BINARY = {"version": 1, "bit_order": 1, "in_channels": 4, "out_channels": 4, "ke
           "fraction_bits": 8}
 BINARY_CONSTANTS = {"weight": np.full((4, 3, 3, 1), 5, np.int32), "threshold": f32(4), "scale": f32(4), "bias": f32(4),
                     "activation_parameters": f32(3, 4)}
-QUANT = {"version": 1, "in_channels": 8, "out_channels": 4, "kernel_h": 3, "kernel_w": 1, "weight_bits": 3,
-         "activation_bits": 4, "inverse_step": 2.0}
+QUANT = {"version": 1, "in_channels": 8, "out_channels": 5, "kernel_h": 1, "kernel_w": 1, "weight_bits": 3,
+         "activation_bits": 4, "inverse_step": 2.5}
 CONV = {"in_channels": 4, "out_channels": 6, "kernel_h": 3, "kernel_w": 1, "groups": 2}
 
 
@@ -56,8 +56,8 @@ def everything() -> Program:
     add("Slice", (joined,), 3, {"first": 5}, bits=8)
     up = {**CONV, "stride_h": 2, "stride_w": 2, "output_pad_h": 1, "activation": 5}
     last = add("ConvTranspose2d", (scaled,), 6, up, {"weight": f32(4, 3, 3, 1), "bias": f32(6)})
-    packed = {"weight": np.full((4, 9), 7, np.uint8), "scale": f32(4), "bias": f32(4)}
-    add("QuantConv2d", (total, gate), 4, QUANT, packed)
+    packed = {"weight": np.full((5, 3), 6, np.uint8), "scale": f32(5), "bias": f32(5)}
+    add("QuantConv2d", (scaled, grid), 5, QUANT, packed)
     assert {n.operator for n in nodes} == set(OPERATORS)
     return Program(tuple(tensors), tuple(nodes), 1, (last, total))
 
@@ -109,8 +109,8 @@ def test_constants_are_aligned_and_stored_once():
         raw = struct.unpack_from("<12I", data, nodes_offset + NODE.size * i + 160)
         places += [p for p in zip(raw[::2], raw[1::2], strict=True) if p != (0, 0)]
     assert places and all(offset % 64 == 0 for offset, _ in places)
-    # The float arrays of one size are the same: scale, bias, threshold and slope, and two weights.
-    assert len(set(places)) == len(places) - 6
+    # The float arrays of one size are the same: scale, bias, threshold and slope, two weights, and scale and bias.
+    assert len(set(places)) == len(places) - 5
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 /* Quantised convolutions (irstd.QuantConv2d): quantised maps, and the kernels that compute with them.
  *
  * A quantised map holds, for each pixel, the quantised values of a tensor as a consumer (or several alike) reads them, in
- * words of 4 bytes: 32 / bits channels each, bits = 8, 4 or 2, the fewest that hold the value (fields of one bit would
- * take longer to spread than they save). Channel c of a word is
- * field c / 4 of byte c % 4, so that one shift and one mask give four channels in four bytes, as dot products of bytes
- * take them. Lanes are pixels: planes of words, like the planes of a packed map. */
+ * words of 4 bytes: 32 / bits channels each, bits = 8, 4 or 2, the fewest that hold the value (fields of one bit take
+ * longer to spread than they save). Channel c of a word is field c / 4 of byte c % 4, so that one shift and one mask
+ * give four channels in four bytes, as dot products of bytes take them. Lanes are pixels: planes of words, like the
+ * planes of a packed map. */
 #ifndef IRSTD_QUANT_H
 #define IRSTD_QUANT_H
 

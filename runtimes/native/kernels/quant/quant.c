@@ -13,6 +13,11 @@
 #define TEXT(a) TEXT2(a)
 #define QUANT_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#if defined(QUANT_SMLAL) || defined(QUANT_SDOT)
+#define FIELD_LOOP _Pragma("GCC unroll 1") /* else compilers gather the fields, and spill */
+#else
+#define FIELD_LOOP UNROLL
+#endif
 
 #if defined(QUANT_DPBUSD_512)
 #if defined(IRSTD_SIMDE)
@@ -309,7 +314,7 @@ QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int 
                 vu x[ACCUMULATORS];
                 UNROLL
                 for (int v = 0; v < vectors; v++) x[v] = load(at + 4 * v * LANES);
-                UNROLL
+                FIELD_LOOP
                 for (int part = 0; part < 8 / bits; part++, w += tile * WEIGHT_WORDS) {
                     vu field[ACCUMULATORS];
                     UNROLL

@@ -99,13 +99,13 @@ def prepare(work: Work, folder: Path, frames: Path) -> None:
     np.savez(folder / "inputs.npz", **inputs)
 
 
-def export(network_name: str, target: str, out: Path, *, own: bool = False) -> None:
+def export(network_name: str, target: str, out: Path, *, own: bool = False, size: int = SIZE) -> None:
     """``irstd-edge export`` in a process of its own; of :data:`BINARISED`, that form. Raises :class:`WorkError`."""
     own = own or network_name in BINARISED
     network_name = BINARISED.get(network_name, network_name)
     name = ["--model", network_name, "--mean", "101", "--std", "35"] if own else [network_name]
     command = [sys.executable, "-c", "import sys; from irstd_edge.cli import main; sys.exit(main())",
-               "export", *name, "--to", target, "--out", str(out), "--input-size", str(SIZE)]
+               "export", *name, "--to", target, "--out", str(out), "--input-size", str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WorkError(last_line(done.stderr) or f"irstd-edge export ended with {done.returncode}")

@@ -149,13 +149,19 @@ def restore(network: nn.Module, path: Path, allow_pickle: bool = False) -> nn.Mo
         raise CheckpointError(f"{path}: {e}") from e
 
 
-def _fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
-    """Load the tensors of a file into the network, or into its quantised copy where the file's metadata says so."""
+def form_of(network: nn.Module, path: Path) -> nn.Module:
+    """The network, or its quantised copy where a checkpoint's metadata says so. Raises :class:`CheckpointError`."""
     try:
         if (text := _metadata(path).get(_CONVERSION)) is not None:
-            network = convert_network(network, Conversion.from_json(text))
+            return convert_network(network, Conversion.from_json(text))
     except ConversionError as e:
         raise CheckpointError(str(e)) from e
+    return network
+
+
+def _fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
+    """Load the tensors of a file into the network, or into its quantised copy where the file's metadata says so."""
+    network = form_of(network, path)
     load_weights(network, tensors)
     return network
 

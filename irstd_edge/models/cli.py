@@ -53,14 +53,16 @@ def describe_models() -> list[dict]:
     input, metrics by data set. Counted on PyTorch's meta device: nothing is computed."""
     import torch
 
+    from irstd_edge.checkpoints import form_of
     from irstd_edge.complexity import measure_complexity
     from irstd_edge.models.registry import MODELS
-    from irstd_edge.zoo import zoo_card
+    from irstd_edge.zoo import zoo_card, zoo_weights
 
     entries = []
     for m in MODELS.values():
         with torch.device("meta"):
-            complexity = measure_complexity(m.factory()).as_dict()
+            network, weights = m.factory(), zoo_weights(m.name)
+            complexity = measure_complexity(form_of(network, weights) if weights else network).as_dict()
         entries.append({
             "name": m.name, "family": m.family, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
             "teacher": m.teacher, **complexity, "metrics": (zoo_card(m.name) or {}).get("metrics", {})})

@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does n
 from kernel_build import build
 from kernel_library import Library
 
-ISAS = ["ref", "avx2", "avx512", "avx512-emulated"]
-ENGINE_ISAS = [*ISAS, "neon", "neon-emulated"]
+ISAS = ["ref", "avx2", "avx512", "neon", "avx512-emulated", "neon-emulated"]
 
 
 @pytest.fixture(scope="session")
@@ -42,22 +41,12 @@ def core_for(isa: str, request) -> Library:
     return library
 
 
-def forced_core(request):
+@pytest.fixture(params=ISAS)
+def core(request):
+    """The library with IRSTD_ISA forced, for each instruction set."""
     library = core_for(request.param, request)
     with library.forced(request.param.split("-")[0]):
         yield library
-
-
-@pytest.fixture(params=ISAS)
-def core(request):
-    """The library with IRSTD_ISA forced, for each instruction set of the operator."""
-    yield from forced_core(request)
-
-
-@pytest.fixture(params=ENGINE_ISAS)
-def engine_core(request):
-    """The same for those of the engine."""
-    yield from forced_core(request)
 
 
 @pytest.fixture(scope="session", autouse=True)

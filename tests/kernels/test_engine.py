@@ -207,19 +207,19 @@ FORMS = {"int16": ["int16"], "int16 plain": ["int16"], "int16 residual": ["int16
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_kernels_that_are_reached(engine_core, name):
+def test_kernels_that_are_reached(core, name):
     """Not the fallback: so that the tests above hold the fast kernels to the truth."""
     program, images = binary_case(name)
-    isa = engine_core.isa()
-    check(engine_core, [isa], program, images, runs=3)
-    with Engine(engine_core, write(program), *images[0].shape[1:]) as engine:
+    isa = core.isa()
+    check(core, [isa], program, images, runs=3)
+    with Engine(core, write(program), *images[0].shape[1:]) as engine:
         kernels = [k for k in engine.kernels if k.startswith("bconv2d")]
     forms = [k.removesuffix(f"__{isa}").split("_")[-1] for k in kernels]
     assert forms == (["popcount"] * len(kernels) if isa == "ref" else FORMS[name])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_saturation(engine_core, threads):
+def test_saturation(core, threads):
     """Sums, offsets, slopes and residuals at both ends of int16, in the int16 kernels and out of them."""
     rng = np.random.default_rng(3)
     b = Builder(9)
@@ -230,7 +230,7 @@ def test_saturation(engine_core, threads):
         "bias": ends * share, "activation_parameters": np.float32([ends[::-1] / 2, [0.5] * 8, ends])}, **SAME)
         for share in (0.5, 1) for r in (None, b.conv(rng, x, 8, grid=8, steps=1, **SAME))]
     x = image(9, 6, 70, scale=300)
-    check(engine_core, [engine_core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
+    check(core, [core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
 
 
 def test_five_ways_to_binarise_are_too_many(library):

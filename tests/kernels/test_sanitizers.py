@@ -26,15 +26,15 @@ def sanitized(request):
     options = ["-DIRSTD_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     options += ["-DIRSTD_SIMDE=ON"] * (request.param == "emulated")
     folder = build("kernel-sanitize" + "-simde" * (request.param == "emulated"), *options,
-                   targets=("fuzz_bconv2d", "open_programs"))
+                   targets=("open_bconv2d", "open_programs"))
     return folder, [isa for isa in ISAS[request.param] if library.isas().get(isa)]
 
 
 def test_sanitizers(sanitized):
     for seed in ("1", "2"):
-        run = subprocess.run([sanitized[0] / "fuzz_bconv2d", "300", seed], capture_output=True, text=True)
+        run = subprocess.run([sanitized[0] / "open_bconv2d", "300", seed], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        assert run.stdout == "300 cases\n"
+        assert run.stdout.startswith("300 cases\n")
 
 
 @pytest.mark.parametrize("strategy", [binary_networks, graphs])

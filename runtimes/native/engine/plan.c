@@ -256,7 +256,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
         t->ring = (irstd_ring){0};
         if (t->external) {
             t->ring.ring = t->height;
-            t->ring.row_bytes = (size_t)t->width * sizeof(float);
+            t->ring.row_bytes = (size_t)(t->width * t->step) * sizeof(float);
         } else if (t->stored) {
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
                                    .first_step = states[k].first_step, .last_step = states[k].last_step};
@@ -318,7 +318,9 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     size_t moved = 0;
     for (int k = 0; k < s->tensor_count; k++) {
         irstd_tensor *t = &s->tensors[k];
-        t->stride = t->external ? t->height * t->width : irstd_round_up(t->width, ROW_STEP);
+        const int pixels = t->external && s->layout == IRSTD_NHWC; /* channels side by side */
+        t->step = pixels ? t->channels : 1;
+        t->stride = pixels ? 1 : t->external ? t->height * t->width : irstd_round_up(t->width, ROW_STEP);
         if (!t->external) moved += 2 * value_row_bytes(t) * (size_t)t->height;
     }
     for (int k = 0; k < s->node_count; k++) {
@@ -333,7 +335,8 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     int64_t best_strip = 0;
     readers r = {0};
     int ok = states && find_readers(s, &r);
-    for (int64_t strip = 2; ok && strip <= MAX_STRIP; strip *= 2) {
+    if (s->node_count == 1) best_strip = s->nodes[0].output->height; /* no ring would hold less */
+    for (int64_t strip = 2; ok && s->node_count > 1 && strip <= MAX_STRIP; strip *= 2) {
         ok = simulate(&r, strip, states, &best) && place(s, states, &best);
         double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
         if (ok && c < best_cost) {

@@ -1,6 +1,7 @@
 /* Which signs are wanted of which tensor, and the constants of binary convolutions in their kernels' forms. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine.h"
@@ -101,11 +102,6 @@ static irstd_status request_map(struct irstd_session *s, const irstd_node *n, ir
     return IRSTD_OK;
 }
 
-static int bit_of(const irstd_bconv *c, int oc, int kh, int kw, int ch) {
-    size_t tap = ((size_t)oc * (size_t)c->a.kernel_h + (size_t)kh) * (size_t)c->a.kernel_w + (size_t)kw;
-    return c->words[tap * (size_t)c->words_per_tap + (size_t)ch / 32] >> ch % 32 & 1;
-}
-
 void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]) {
     const irstd_bconv2d_attributes *a = &n->bconv->a;
     int64_t top = row * a->stride_h - a->pad_top, height = n->inputs[0]->height;
@@ -136,6 +132,22 @@ void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char
     }
 }
 
+/* The sums of the weights of each kernel column over some kernel rows: [OC][KW]. */
+static void sum_columns(const irstd_bconv *c, const int rows[2], int32_t *sums) {
+    const int kh_count = c->a.kernel_h, kw_count = c->a.kernel_w;
+    for (int oc = 0; oc < c->a.out_channels; oc++)
+        for (int kw = 0; kw < kw_count; kw++) {
+            int32_t ones = 0;
+            for (int kh = rows[0]; kh < rows[1]; kh++) {
+                const uint32_t *words = c->words + ((size_t)(oc * kh_count + kh) * (size_t)kw_count + (size_t)kw) *
+                                                       (size_t)c->words_per_tap;
+                for (int w = 0; w < c->words_per_tap; w++) ones += __builtin_popcount(words[w]);
+            }
+            const int32_t sum = 2 * ones - (rows[1] - rows[0]) * c->ic_group;
+            sums[oc * kw_count + kw] = c->negated && c->negated[oc] ? -sum : sum;
+        }
+}
+
 /* The sets of kernel rows inside the image, and what the columns at the edges lack. */
 static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
     irstd_bconv *c = n->bconv;
@@ -156,23 +168,37 @@ static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irs
         int64_t first = j * a->stride_w - a->pad_left, last = first + (int64_t)a->dilation_w * (a->kernel_w - 1);
         if (first < 0 || last >= x->width) c->edge_column[c->edges++] = j;
     }
-    size_t oc_padded = (size_t)irstd_round_up(a->out_channels, 16);
-    c->edge_sum = irstd_own(s, (size_t)c->classes * (size_t)c->edges * oc_padded * sizeof(int16_t) + 1);
-    if (!c->edge_sum) return out_of_memory(error);
-    for (int k = 0; k < c->classes; k++)
-        for (int64_t e = 0; e < c->edges; e++)
-            for (int oc = 0; oc < a->out_channels; oc++) {
-                int lack = 0; /* the padding was summed as -1 */
-                for (int kh = c->class_rows[k][0]; kh < c->class_rows[k][1]; kh++)
-                    for (int kw = 0; kw < a->kernel_w; kw++) {
-                        int64_t column = c->edge_column[e] * a->stride_w - a->pad_left + (int64_t)kw * a->dilation_w;
-                        if (column >= 0 && column < x->width) continue;
-                        for (int ch = 0; ch < c->ic_group; ch++)
-                            lack += bit_of(c, oc, kh, kw, ch) ^ (c->negated && c->negated[oc]) ? 1 : -1;
-                    }
-                c->edge_sum[((size_t)k * (size_t)c->edges + (size_t)e) * oc_padded + (size_t)oc] =
-                    (int16_t)(lack / c->unit);
+    const size_t oc_padded = (size_t)irstd_round_up(a->out_channels, 16), edges = (size_t)c->edges;
+    int32_t *column_sums = malloc((size_t)a->out_channels * (size_t)a->kernel_w * sizeof *column_sums);
+    c->edge_sum = irstd_own(s, (size_t)c->classes * edges * oc_padded * sizeof(int16_t) + 1);
+    if (!c->edge_sum || !column_sums) {
+        free(column_sums);
+        return out_of_memory(error);
+    }
+    for (int k = 0; k < c->classes; k++) {
+        sum_columns(c, c->class_rows[k], column_sums);
+        uint32_t previous = 0; /* the kernel columns outside: whole runs of columns have the same */
+        for (size_t e = 0; e < edges; e++) {
+            int16_t *sums = c->edge_sum + ((size_t)k * edges + e) * oc_padded;
+            uint32_t outside = 0;
+            for (int kw = 0; kw < a->kernel_w; kw++) {
+                int64_t column = c->edge_column[e] * a->stride_w - a->pad_left + (int64_t)kw * a->dilation_w;
+                if (column < 0 || column >= x->width) outside |= 1u << kw;
             }
+            if (e && outside == previous) {
+                memcpy(sums, sums - oc_padded, oc_padded * sizeof *sums);
+                continue;
+            }
+            previous = outside;
+            for (int oc = 0; oc < a->out_channels; oc++) {
+                int32_t lack = 0; /* the padding was summed as -1 */
+                for (int kw = 0; kw < a->kernel_w; kw++)
+                    if (outside >> kw & 1) lack += column_sums[oc * a->kernel_w + kw];
+                sums[oc] = (int16_t)(lack / c->unit);
+            }
+        }
+    }
+    free(column_sums);
     return IRSTD_OK;
 }
 
@@ -269,6 +295,28 @@ static irstd_status fold_fixed(struct irstd_session *s, const irstd_node *n, int
     return IRSTD_OK;
 }
 
+/* What the float32 steps add, and their bounds. */
+static irstd_status round_constants(struct irstd_session *s, irstd_bconv *c, irstd_error *error) {
+    const int count = c->a.out_channels, fixed = c->a.fraction_bits >= 0;
+    const float step = fixed ? (float)(1 << c->a.fraction_bits) : 1;
+    float *memory = irstd_own(s, 3 * (size_t)count * sizeof *memory);
+    if (!memory) return out_of_memory(error);
+    const float *const from[3] = {c->bias, c->shift_in, c->shift_out};
+    float **const to[3] = {&c->offset, &c->before, &c->after};
+    for (int k = 0; k < 3; k++) {
+        *to[k] = memory + k * count;
+        for (int oc = 0; from[k] && oc < count; oc++) (*to[k])[oc] = fixed ? rounded(from[k][oc] * step) : from[k][oc];
+    }
+    const int clamped = c->a.activation == IRSTD_ACTIVATION_CLAMP;
+    c->low = clamped ? c->a.clamp_min : -INFINITY;
+    c->high = clamped ? c->a.clamp_max : INFINITY;
+    if (fixed) {
+        c->low = saturated(rounded(c->low * step));
+        c->high = saturated(rounded(c->high * step));
+    }
+    return IRSTD_OK;
+}
+
 static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_error *error) {
     irstd_bconv *c = n->bconv;
     const irstd_kernels *k = s->kernels;
@@ -276,7 +324,8 @@ static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_
     c->unit = c->ic_group % 2 ? 1 : 2;
     most /= c->unit;
     c->wide = most > INT16_MAX || !k->sums;
-    irstd_status status = fold_signs(s, n, most, error);
+    irstd_status status = round_constants(s, c, error);
+    if (!status) status = fold_signs(s, n, most, error);
     if (!status) status = fold_fixed(s, n, most, error);
     if (!status) status = find_edges(s, n, error);
     if (status || c->wide) {

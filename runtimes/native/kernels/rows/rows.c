@@ -1,50 +1,8 @@
 /* Row kernels of the operators that are not binary, in plain C and GCC's vector types: compiled once for every
  * instruction set, under the name irstd_rows_<IRSTD_ROWS>. */
-#include <math.h>
-#include <string.h>
+#include "rows.h"
 
-#include "../../engine/engine.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
-#define PASTE2(a, b) a##b
-#define PASTE(a, b) PASTE2(a, b)
 #define NAME PASTE(irstd_rows_, IRSTD_ROWS)
-
-#if defined(__AVX512F__)
-enum { LANES = 16 };
-#elif defined(__AVX2__)
-enum { LANES = 8 };
-#else
-enum { LANES = 4 };
-#endif
-typedef float vf __attribute__((vector_size(LANES * 4)));
-typedef int32_t vi __attribute__((vector_size(LANES * 4)));
-typedef int16_t vh __attribute__((vector_size(LANES * 2)));
-
-static inline vf load(const float *p) {
-    vf v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-static inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
-static inline vf all(float x) { return x - (vf){0}; }
-static inline vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
-
-/* LANES int16 as floats. */
-static inline vf widened(const int16_t *p) {
-#if defined(__ARM_NEON) /* GCC converts lane by lane */
-    return (vf)vcvtq_f32_s32(vmovl_s16(vld1_s16(p)));
-#else
-    vh v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vf);
-#endif
-}
 
 static inline float step_of(const irstd_tensor *t) { return 1.0f / (float)(1 << t->fraction_bits); }
 
@@ -722,6 +680,8 @@ static size_t scratch_bytes(const irstd_node *n) {
     return (size_t)(4 * padded(width)) * sizeof(float);
 }
 
-void PASTE(irstd_finish_plane_, IRSTD_ROWS)(const irstd_bconv *, int, const int32_t *, const float *, int64_t, float *);
+void PASTE(irstd_finish_, IRSTD_ROWS)(const irstd_bconv *, const int16_t *, const irstd_tensor *, const char *,
+                                      const irstd_tensor *, char *, char *);
+void PASTE(irstd_signs_, IRSTD_ROWS)(const irstd_tensor *, const float *, const irstd_map *, int, char *);
 
-const irstd_row_kernels NAME = {run, scratch_bytes, PASTE(irstd_finish_plane_, IRSTD_ROWS)};
+const irstd_row_kernels NAME = {run, scratch_bytes, PASTE(irstd_finish_, IRSTD_ROWS), PASTE(irstd_signs_, IRSTD_ROWS)};

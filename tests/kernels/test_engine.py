@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -240,6 +241,30 @@ def test_five_ways_to_binarise_are_too_many(library):
     with pytest.raises(KernelError, match="BinaryConv2d_4: its input x0 is binarised in more than 4") as e:
         Engine(library, write(program), 8, 8)
     assert e.value.status == UNSUPPORTED
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_planning_a_network_of_thousands_of_nodes_ends(library, wide):
+    """In a chain, and side by side: every second one reads the same tensor."""
+    b = Builder(1)
+    x = b.add("Activation", 0, 1, activation=1)
+    for y in [b.add("Activation", x, 1, activation=1) for _ in range(1000)] if wide else [0] * 2000:
+        x = b.add("Add", (x, y), 1) if wide else b.add("Activation", x, 1, activation=1)
+    begin = time.monotonic()
+    with Engine(library, write(b.finish(x)), 1024, 4) as engine:
+        assert time.monotonic() - begin < 30  # seconds where it took hours
+        assert engine.description["strip_rows"] >= 2
+
+
+def test_padding_as_wide_as_it_gets(library):
+    """What columns outside the image lack, for thousands of them."""
+    rng = np.random.default_rng(4)
+    b = Builder(64)
+    wide = {"pad_left": 4096, "pad_right": 4096, "pad_top": 1, "pad_bottom": 1, "dilation_w": 500}
+    program = b.finish(b.binary(rng, 0, 64, kernel=(3, 5), grid=-1, **wide))
+    begin = time.monotonic()
+    check(library, available(library)[-1:], program, [image(64, 2, 40)])
+    assert time.monotonic() - begin < 30
 
 
 # The same bits however it is run -----------------------------------------------------------------------------------

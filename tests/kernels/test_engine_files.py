@@ -60,7 +60,7 @@ BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Res
     (FILE[:-1] + bytes([FILE[-1] ^ 1]), INVALID, "the checksum does not match"),
     (sealed(FILE[: word(header_place("nodes_offset")) + 8]), INVALID, "outputs_offset"),
     (patched(FILE, (header_place("tensor_count"), 0)), INVALID, "0 tensors"),
-    (patched(FILE, (header_place("node_count"), 65537)), INVALID, "65537 nodes"),
+    (patched(FILE, (header_place("node_count"), 4097)), INVALID, "4097 nodes"),
     (patched(FILE, (header_place("input_count"), 60)), INVALID, "60 inputs"),
     (patched(FILE, (header_place("output_count"), 0)), INVALID, "0 outputs"),
     (patched(FILE, (header_place("outputs_offset"), 0xFFFFFFFC)), INVALID, "outputs_offset 4294967292"),

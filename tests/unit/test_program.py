@@ -254,6 +254,8 @@ def one(node, *tensors, inputs=1, outputs=None):
     (lambda: one(Node("BinaryConv2d", "b", (0,), 1, BINARY, BINARY_CONSTANTS), Tensor("x", 4), Tensor("y", 4, 8)),
      "residual is 1, with 1 inputs"),
     (lambda: Program((Tensor("x", 4),), (), 1, (0,)), "node_count"),
+    (lambda: one(conv(), Tensor("x", 4), Tensor("y", 6), outputs=(1, 1)), "output 1 is named twice"),
+    (lambda: one(conv(), Tensor("x", 4), Tensor("y", 6), outputs=(1, 0)), "output 0 is an input"),
 ])
 def test_a_bad_program_is_named(make, message):
     with pytest.raises(ProgramError, match=message):

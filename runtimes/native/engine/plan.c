@@ -8,7 +8,7 @@
 
 #include "engine.h"
 
-enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
+enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19, MOST_WORK = 1 << 24 };
 
 static int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
@@ -104,6 +104,7 @@ typedef struct {
     int64_t most;        /* rows that its ring must hold; map_most: those of its maps' */
     int64_t map_most;
     int first_step, last_step;
+    size_t bytes;        /* of rows that are still read */
 } state;
 
 typedef struct {
@@ -137,17 +138,21 @@ static int64_t alive_rows(const readers *r, const state *states, int tensor, int
     return up_to - first_alive(r, states, tensor, maps);
 }
 
-static size_t alive_bytes(const readers *r, const state *states, int writing, int64_t written) {
-    const struct irstd_session *s = r->s;
+/* Bytes of a tensor's rows before up_to that are still read. */
+static size_t alive_bytes(const readers *r, const state *states, int tensor, int64_t up_to) {
+    const irstd_tensor *t = &r->s->tensors[tensor];
     size_t bytes = 0;
-    for (int k = 0; k < s->tensor_count; k++) {
-        const irstd_tensor *t = &s->tensors[k];
-        int64_t up_to = k == writing ? written : states[k].produced;
-        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, 0, up_to) * value_row_bytes(t);
-        for (int m = 0; m < t->map_count; m++)
-            bytes += (size_t)alive_rows(r, states, k, 1, up_to) * map_row_bytes(s, &t->maps[m]);
-    }
+    if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, tensor, 0, up_to) * value_row_bytes(t);
+    for (int m = 0; m < t->map_count; m++)
+        bytes += (size_t)alive_rows(r, states, tensor, 1, up_to) * map_row_bytes(r->s, &t->maps[m]);
     return bytes;
+}
+
+/* Counts a tensor anew in the sum of all. */
+static void recount(const readers *r, state *states, int tensor, size_t *total) {
+    *total -= states[tensor].bytes;
+    states[tensor].bytes = alive_bytes(r, states, tensor, states[tensor].produced);
+    *total += states[tensor].bytes;
 }
 
 static int add_step(schedule *p, int node, int64_t first, int64_t last) {
@@ -203,19 +208,43 @@ static int32_t *find_needs(const struct irstd_session *s, int64_t strip, int64_t
     return needs;
 }
 
+static int64_t largest_output(const struct irstd_session *s) {
+    int64_t height = 1;
+    for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
+    return height;
+}
+
+static int64_t count_strips(int64_t height, int64_t strip) { return height / strip + (height + strip - 1) / strip; }
+
+/* The smallest strip that can be simulated in a second or so, whatever the network. */
+static int64_t smallest_strip(const readers *r) {
+    const struct irstd_session *s = r->s;
+    const int64_t height = largest_output(s);
+    int64_t work = s->node_count; /* of one strip: each step looks at all who read what it reads */
+    for (int k = 0; k < s->tensor_count; k++) {
+        int64_t count = 0;
+        for (int reader = r->first[k]; reader >= 0; reader = r->next[reader]) count++;
+        work += count * count;
+    }
+    int64_t strip = 2;
+    while (strip < height && count_strips(height, strip) * work > MOST_WORK) strip *= 2;
+    return strip;
+}
+
 /* Simulates a run in strips of `strip` rows of the largest output. */
 static int simulate(const readers *r, int64_t strip, state *states, schedule *p) {
     const struct irstd_session *s = r->s;
     memset(states, 0, (size_t)s->tensor_count * sizeof *states);
     p->count = 0;
     p->lower_bound = 0;
-    int64_t height = 1;
+    const int64_t height = largest_output(s);
     for (int k = 0; k < s->tensor_count; k++) {
         states[k].first_step = -1;
         if (k < s->input_count) states[k].produced = states[k].map_most = s->tensors[k].height;
     }
-    for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
-    const int strips = (int)(height / strip + (height + strip - 1) / strip);
+    size_t total = 0; /* of all tensors */
+    for (int k = 0; k < s->tensor_count; k++) recount(r, states, k, &total);
+    const int strips = (int)count_strips(height, strip);
     int32_t *needs = find_needs(s, strip, height, strips);
     if (!needs) return 0;
     int ok = 1;
@@ -234,9 +263,11 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             int number = (int)(t - s->tensors);
             out->most = irstd_max(out->most, alive_rows(r, states, number, 0, out->needed));
             out->map_most = irstd_max(out->map_most, alive_rows(r, states, number, 1, out->needed));
-            size_t bytes = alive_bytes(r, states, number, out->needed);
+            size_t bytes = total - out->bytes + alive_bytes(r, states, number, out->needed);
             p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
             out->produced = out->needed;
+            recount(r, states, number, &total);
+            for (int j = 0; j < n->input_count; j++) recount(r, states, (int)(n->inputs[j] - s->tensors), &total);
         }
     }
     free(needs);
@@ -336,7 +367,8 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     readers r = {0};
     int ok = states && find_readers(s, &r);
     if (s->node_count == 1) best_strip = s->nodes[0].output->height; /* no ring would hold less */
-    for (int64_t strip = 2; ok && s->node_count > 1 && strip <= MAX_STRIP; strip *= 2) {
+    const int64_t smallest = ok ? smallest_strip(&r) : 0;
+    for (int64_t strip = smallest; ok && s->node_count > 1 && strip <= irstd_max(smallest, MAX_STRIP); strip *= 2) {
         ok = simulate(&r, strip, states, &best) && place(s, states, &best);
         double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
         if (ok && c < best_cost) {

@@ -173,6 +173,7 @@ typedef struct {
     const irstd_bconv *c;
     int64_t n;
     int oc;
+    int64_t rows, sum_step, r_step, y_step; /* as many pixels with the same constants, and from one to the next */
 } lanes;
 
 typedef enum { NO_SUM, SUM_FIRST, SUM_LAST } summing; /* where the residual is added */
@@ -229,15 +230,20 @@ ALWAYS_INLINE void result(const int16_t *sums, const float *r, float *y, int64_t
 ALWAYS_INLINE void results(const lanes *at, const int16_t *sums, const float *r, float *y, float back, const int each,
                            const int fixed, const int rprelu, const int active, const summing sum) {
     const float unit = (float)at->c->unit, step = fixed ? (float)(1 << at->c->a.fraction_bits) : 1;
+    const int64_t rows = each ? at->rows : 1, sum_step = at->sum_step, r_step = at->r_step, y_step = at->y_step;
     constants k = constants_of(at, 0, at->n, each, rprelu);
     int64_t j = 0;
     for (; j + LANES <= at->n; j += LANES) {
         if (each) k = constants_of(at, j, LANES, each, rprelu);
-        result(sums + j, r + j, y + j, LANES, k, unit, step, back, fixed, rprelu, active, sum);
+        for (int64_t i = 0; i < rows; i++)
+            result(sums + i * sum_step + j, r + i * r_step + j, y + i * y_step + j, LANES, k, unit, step, back, fixed, rprelu,
+                   active, sum);
     }
     if (j == at->n) return;
     if (each) k = constants_of(at, j, at->n - j, each, rprelu);
-    result(sums + j, r + j, y + j, at->n - j, k, unit, step, back, fixed, rprelu, active, sum);
+    for (int64_t i = 0; i < rows; i++)
+        result(sums + i * sum_step + j, r + i * r_step + j, y + i * y_step + j, at->n - j, k, unit, step, back, fixed, rprelu,
+               active, sum);
 }
 
 #define SUMMED(fixed, rprelu, active)                                                             \
@@ -364,18 +370,21 @@ void PASTE(irstd_finish_, IRSTD_ROWS)(const irstd_bconv *c, const int16_t *sums,
     const float back = fixed && !stored_fixed ? 1 / (float)(1 << a->fraction_bits) : 1;
     const int active = !modulated || a->activation_first;
     float *rest_values = (float *)(void *)(scratch + c->layout.rest), *values = (float *)(void *)(scratch + c->layout.values);
-    lanes at = {c, each ? a->out_channels : y->width, 0};
+    lanes at = {c, each ? a->out_channels : y->width, 0, 1, padded, r ? r->step : 0, y->step};
     int64_t stride = c->layout.stride;
+    /* Some pixels at once, where their residuals are in place. */
+    const int64_t most = each && !modulated && (!r || r->channels == a->out_channels) ? 16 : 1;
     if (each) {
         int16_t *turned = (int16_t *)(void *)(scratch + c->layout.turned);
         transpose(sums, stride, irstd_round_up(y->width, 8), padded, turned);
         sums = turned;
         stride = padded;
     }
-    for (int64_t i = 0; i < count; i++, sums += stride) {
+    for (int64_t i = 0; i < count; i += at.rows, sums += at.rows * stride) {
         if (!each) at.oc = (int)i;
+        at.rows = irstd_min(most, count - i);
         float *result = stored_fixed ? values : (float *)(void *)to + i * (each ? y->step : y->stride);
-        const float *rest = r ? matched(&at, r, residual, i, each, rest_values) : NULL;
+        const float *rest = r ? matched(&at, r, residual, i, each, rest_values) : result; /* not read */
         (each ? pixel_results : plane_results)(&at, sums, rest, result, modulated ? 1 : back, active, sum);
         if (modulated) modulate(&at, rest, result, back, each);
         if (!stored_fixed) continue;

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kernel_library import UNSUPPORTED, KernelError
 from kernel_truth import assert_same_bits
 
-from irstd_edge.program import write
+from irstd_edge.program import Tensor, write
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1500)
@@ -149,6 +149,12 @@ class TestOnce:
         y = b.add("Resize", x, 1, scale_h=2, scale_w=2, mode=1)
         for strip in (1, 2, 3):
             self.run(library, b.finish(x, y), np.full((1, 1, 1), 0.5, np.float32), strip=strip)
+
+    def test_fixed_point_as_floats(self, library, rng):
+        b = Builder(3)
+        y = b.binary(rng, b.fixed(0, 8), 4, **SAME)
+        b.tensors[y] = Tensor("floats", 4)
+        self.run(library, b.finish(y), image(3, 14, 30))
 
     def test_clamped_nan(self, library, rng):
         b = Builder(2)

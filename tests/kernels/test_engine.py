@@ -256,9 +256,9 @@ def test_planning_a_network_of_thousands_of_nodes_ends(library, wide):
     x = b.add("Activation", 0, 1, activation=1)
     for y in [b.add("Activation", x, 1, activation=1) for _ in range(1000)] if wide else [0] * 2000:
         x = b.add("Add", (x, y), 1) if wide else b.add("Activation", x, 1, activation=1)
-    begin = time.monotonic()
+    begin = time.process_time()
     with Engine(library, write(b.finish(x)), 1024, 4) as engine:
-        assert time.monotonic() - begin < 30  # seconds where it took hours
+        assert time.process_time() - begin < 30  # seconds where it took hours
         assert engine.description["strip_rows"] >= 2
 
 
@@ -268,9 +268,9 @@ def test_padding_as_wide_as_it_gets(library):
     b = Builder(64)
     wide = {"pad_left": 4096, "pad_right": 4096, "pad_top": 1, "pad_bottom": 1, "dilation_w": 500}
     program = b.finish(b.binary(rng, 0, 64, kernel=(3, 5), grid=-1, **wide))
-    begin = time.monotonic()
+    begin = time.process_time()
     check(library, available(library)[-1:], program, [image(64, 2, 40)])
-    assert time.monotonic() - begin < 30
+    assert time.process_time() - begin < 30
 
 
 # The same bits however it is run -----------------------------------------------------------------------------------

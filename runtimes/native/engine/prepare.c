@@ -170,7 +170,8 @@ static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irs
     }
     const size_t oc_padded = (size_t)irstd_round_up(a->out_channels, 16), edges = (size_t)c->edges;
     int32_t *column_sums = malloc((size_t)a->out_channels * (size_t)a->kernel_w * sizeof *column_sums);
-    c->edge_sum = irstd_own(s, (size_t)c->classes * edges * oc_padded * sizeof(int16_t) + 1);
+    /* Kernels read whole tiles, which reach behind the last channel of the last group. */
+    c->edge_sum = irstd_own(s, ((size_t)c->classes * edges * oc_padded + 16) * sizeof(int16_t));
     if (!c->edge_sum || !column_sums) {
         free(column_sums);
         return out_of_memory(error);

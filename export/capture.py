@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,11 +17,12 @@ from torch import nn
 from torch.export import Dim
 
 from irstd_edge.errors import UnsupportedError
-from irstd_edge.export.passes.graph import LAYER, is_binary
+from irstd_edge.export.passes.graph import LAYER, is_compressed
 from irstd_edge.export.schema import register_schemas
 from irstd_edge.nn.binary import FoldedBinaryConv2d
 from irstd_edge.nn.inference import freeze
-from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, DOMAIN, OPSET_VERSION
+from irstd_edge.nn.quant import FoldedQuantConv2d
+from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, DOMAIN, OPSET_VERSION, QUANT_CONV2D_ATTRIBUTES
 
 #: The lowest opset of the default domain that the exporter writes without conversion.
 ONNX_OPSET = 18
@@ -36,7 +37,7 @@ class Capture:
     """A captured network.
 
     ``static_reason`` is empty where height and width are dynamic, and otherwise says why they are fixed.
-    ``unused`` names the binary layers on which the kept output does not depend (training-only heads).
+    ``unused`` names the compressed layers on which the kept output does not depend (training-only heads).
     """
 
     model: ir.Model
@@ -57,7 +58,7 @@ def capture(network: nn.Module, input_size: tuple[int, int], output: int = 0, dy
     in the order of the return value, the one at index ``output`` (negative: from the end) is kept.
     Every node carries the PyTorch path of its layer in ``metadata_props["layer"]``.
 
-    Raises :class:`UnsupportedError` where PyTorch cannot export the network, or a binary layer would be lost.
+    Raises :class:`UnsupportedError` where PyTorch cannot export the network, or a compressed layer would be lost.
     """
     register_schemas()
     frozen = freeze(network)
@@ -77,11 +78,11 @@ def capture(network: nn.Module, input_size: tuple[int, int], output: int = 0, dy
 
 @torch.no_grad()
 def _run(frozen: nn.Module, example: torch.Tensor) -> tuple[Counter, int]:
-    """How often each binary layer is called, by path, and how many tensors the network returns."""
+    """How often each compressed layer is called, by path, and how many tensors the network returns."""
     calls: Counter = Counter()
     hooks = [
         module.register_forward_hook(lambda *_, path=path: calls.update([path]))
-        for path, module in frozen.named_modules() if isinstance(module, FoldedBinaryConv2d)
+        for path, module in frozen.named_modules() if isinstance(module, FoldedBinaryConv2d | FoldedQuantConv2d)
     ]
     try:
         result = frozen(example)
@@ -107,11 +108,21 @@ def _export(frozen: nn.Module, example: torch.Tensor, multiple: int | None) -> t
         try:
             return _onnx_export(frozen, example, ({2: height, 3: width},)), ""
         except Exception as e:  # the exporter's errors have no common class
+            _raise_interrupt(e)
             reason = f"PyTorch cannot export it with a dynamic size: {_root_line(e)}"
     try:
         return _onnx_export(frozen, example, None), reason
     except Exception as e:
+        _raise_interrupt(e)
         raise UnsupportedError(f"PyTorch cannot export the network: {_root_line(e)}") from e
+
+
+def _raise_interrupt(error: BaseException | None) -> None:
+    """Ctrl-C while PyTorch exports comes back as an error of its own, wrapped: make it a KeyboardInterrupt again."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        error = error.__cause__ or error.__context__
 
 
 def _onnx_export(frozen: nn.Module, example: torch.Tensor, dynamic_shapes) -> ir.Model:
@@ -119,6 +130,7 @@ def _onnx_export(frozen: nn.Module, example: torch.Tensor, dynamic_shapes) -> ir
         program = torch.onnx.export(
             frozen, (example,), dynamo=True, opset_version=ONNX_OPSET, dynamic_shapes=dynamic_shapes, optimize=False,
             verbose=False, custom_translation_table={torch.ops.irstd.binary_conv2d.default: _binary_conv2d,
+                                                     torch.ops.irstd.quant_conv2d.default: _quant_conv2d,
                                                      torch.ops.irstd.fixed_point.default: _fixed_point},
         )
     return program.model
@@ -134,6 +146,14 @@ def _binary_conv2d(x, weight, threshold, scale, bias, activation_parameters, res
     )
 
 
+def _quant_conv2d(x, weight, scale, bias, *attributes):
+    """One ``torch.ops.irstd.quant_conv2d`` call to one ``irstd::QuantConv2d`` node."""
+    from onnxscript import values
+
+    named = {a.name: value for a, value in zip(QUANT_CONV2D_ATTRIBUTES, attributes, strict=True)}
+    return values.Opset(DOMAIN, OPSET_VERSION).QuantConv2d(x, weight, scale, bias, **named)
+
+
 def _fixed_point(x, fraction_bits, bits):
     """One ``torch.ops.irstd.fixed_point`` call to one ``irstd::FixedPoint`` node."""
     from onnxscript import values
@@ -147,9 +167,9 @@ def _fixed_point(x, fraction_bits, bits):
 def _quiet():
     """Without the exporter's progress lines and warnings: what matters is raised or recorded."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -177,22 +197,22 @@ def _check_complete(model: ir.Model, calls: Counter, network: nn.Module) -> None
     expected: Counter = Counter()
     for path, times in calls.items():
         expected[_frozen_path(path, paths)] += times
-    found = Counter(n.metadata_props[LAYER] for n in model.graph if is_binary(n))
+    found = Counter(n.metadata_props[LAYER] for n in model.graph if is_compressed(n))
     if found != expected:
         wrong = sorted(p for p in expected | found if expected[p] != found[p])
         raise UnsupportedError(
-            f"binary layers changed while PyTorch exported the network: {', '.join(wrong)}; "
+            f"compressed layers changed while PyTorch exported the network: {', '.join(wrong)}; "
             "call each one from forward(), outside torch.no_grad-only or data-dependent branches"
         )
 
 
 def _keep_output(model: ir.Model, index: int) -> tuple[str, ...]:
-    """Drop the other outputs and what only they need; returns the binary layers that went."""
-    before = {n.metadata_props[LAYER] for n in model.graph if is_binary(n)}
+    """Drop the other outputs and what only they need; returns the compressed layers that went."""
+    before = {n.metadata_props[LAYER] for n in model.graph if is_compressed(n)}
     kept = model.graph.outputs[index]
     model.graph.outputs[:] = [kept]
     common_passes.RemoveUnusedNodesPass()(model)
-    after = {n.metadata_props[LAYER] for n in model.graph if is_binary(n)}
+    after = {n.metadata_props[LAYER] for n in model.graph if is_compressed(n)}
     return tuple(sorted(before - after))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from irstd_edge.layouts import LAYOUTS
+
 _PATH = click.Path(path_type=Path)
 
 
@@ -28,6 +30,8 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
                    "standard ones alone.")
 @click.option("--out", type=_PATH, required=True, help="Folder of the bundle; appears only when all of it is verified.")
 @click.option("--checkpoint", type=_PATH, help="Weights; default those that come with the network.")
+@click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+              help="Whose public checkpoint it is: its keys are mapped onto the network here.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY",
               help="A network of your own; the current directory is searched first.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
@@ -43,8 +47,8 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @click.option("--json", "json_file", type=_PATH, help="Write the manifest and the notes to this file too.")
-def export(network, targets, out, checkpoint, model, allow_pickle, untrained, input_size, strict, per_layer, mean, std,
-           json_file):
+def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, untrained, input_size, strict,
+           per_layer, mean, std, json_file):
     """Export NETWORK (irstd-edge models lists them), or one of your own, to a bundle of files that run elsewhere.
 
     Prints the precision of every layer, requested and realised, and compares each file with PyTorch on the test
@@ -68,7 +72,7 @@ def export(network, targets, out, checkpoint, model, allow_pickle, untrained, in
         torch.set_num_threads(1)
         targets = check_targets(targets)
         loaded = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
-                              std=std, untrained=untrained)
+                              std=std, untrained=untrained, from_layout=from_layout)
         status.update("exporting and verifying")
         manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer, note=notes.append)
     show(manifest, out, notes)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from irstd_edge import program
 from irstd_edge.bundle import Bundle, BundleError
 from irstd_edge.errors import MissingError, UnsupportedError
-from irstd_edge.opspec import BINARY_CONV2D, PROGRAM
+from irstd_edge.opspec import BINARY_CONV2D, PROGRAM, QUANT_CONV2D
 from irstd_edge.program_sizes import node_macs
 
 BINARY, FLOAT = "W1A1", "float32"
@@ -94,15 +96,17 @@ def _native(path: Path, size: tuple[int, int]) -> Inspection:
     except EngineError as e:
         raise UnsupportedError(str(e)) from e
     layers = tuple(
-        Layer(node.name, node.operator, _precision(node.operator), sum(a.nbytes for a in node.constants.values()),
-              told["kernel"], told["output_bytes"], told["macs"])
+        Layer(node.name, node.operator, _precision(node.operator, node.attributes),
+              sum(a.nbytes for a in node.constants.values()), told["kernel"], told["output_bytes"], told["macs"])
         for node, told in zip(nodes, found["layers"], strict=True))
     return Inspection(path.name, "native", found["file_bytes"], size, layers, found["isa"], found["arena_bytes"],
                       found["arena_lower_bound_bytes"])
 
 
-def _precision(operator: str) -> str:
-    """Of an operator of any of our files, by its name there."""
+def _precision(operator: str, attributes: Mapping = MappingProxyType({})) -> str:
+    """Of an operator of any of our files, by its name and attributes there."""
+    if operator.removeprefix("irstd.") == QUANT_CONV2D.name:
+        return f"W{attributes['weight_bits']}A{attributes['activation_bits']}"
     if operator.removeprefix("irstd.") == BINARY_CONV2D.name:
         return BINARY
     weights = {"Conv", "Conv2d", "ConvTranspose", "ConvTranspose2d", "Gemm", "MatMul", "CONV_2D", "DEPTHWISE_CONV_2D",
@@ -114,7 +118,7 @@ def _inside(data: bytes, size: tuple[int, int] | None) -> list[Layer]:
     """The layers of a Program, whose images are of ``size`` where that is known."""
     found = program.read(data)
     macs = [None] * len(found.nodes) if size is None else node_macs(found, *size)
-    return [Layer(node.name, f"{PROGRAM.tflite_name}/{node.operator}", _precision(node.operator),
+    return [Layer(node.name, f"{PROGRAM.tflite_name}/{node.operator}", _precision(node.operator, node.attributes),
                   sum(a.nbytes for a in node.constants.values()), macs=count)
             for node, count in zip(found.nodes, macs, strict=True)]
 
@@ -123,7 +127,7 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
     import onnx
     import onnx_ir as ir
 
-    from irstd_edge.export.passes.graph import constant, is_program
+    from irstd_edge.export.passes.graph import attributes, constant, is_program
     from irstd_edge.export.passes.specialize import Specialize
     from irstd_edge.export.schema import register_schemas
 
@@ -151,7 +155,8 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
             continue
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         constants = {v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None}
-        layers.append(Layer(node.name, operator, _precision(operator), sum(constants.values()), macs=_macs(node)))
+        layers.append(Layer(node.name, operator, _precision(operator, attributes(node)), sum(constants.values()),
+                            macs=_macs(node)))
     return Inspection(path.name, "onnx", path.stat().st_size, size, tuple(layers))
 
 

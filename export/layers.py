@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
 from irstd_edge.bundle import LayerPrecision
-from irstd_edge.export.passes.graph import LAYER, REQUESTED, constant, is_binary, spec_of
+from irstd_edge.export.passes.graph import (
+    LAYER,
+    REQUESTED,
+    is_compressed,
+    is_quant,
+    precision_of,
+    quant_spec_of,
+    spec_of,
+    weights_of,
+)
 from irstd_edge.export.passes.simplify import has_weights
 from irstd_edge.opspec import DOMAIN
 
-BINARY, FLOAT = "W1A1", "float32"
+#: What the standard operators make of a quantised layer.
+INT8 = "int8"
 
 
 def describe_layers(
@@ -35,7 +46,7 @@ def describe_layers(
         name = _name(node)
         if not has_weights(node) or name in rows:
             continue
-        realised = BINARY if is_binary(node) else FLOAT
+        realised = INT8 if weights_of(node).dtype == np.int8 else precision_of(node)
         requested = node.metadata_props.get(REQUESTED, realised)
         operator = f"{node.domain}.{node.op_type}" if node.domain == DOMAIN else node.op_type
         rows[name] = LayerPrecision(name, operator, requested, realised, sizes.get(name, 0), macs.get(name, 0),
@@ -54,12 +65,11 @@ def constant_bytes(model: ir.Model) -> dict[str, int]:
 
 def count_macs(node: ir.Node) -> int:
     """Multiply-accumulates of a node with static shapes; a binary one counts one each, padding taps included."""
-    if is_binary(node):
-        return prod(node.outputs[0].shape.numpy()) * spec_of(node).macs_per_output
-    weight = constant(node.inputs[1])
-    if weight is None:
-        weight = constant(node.inputs[0])
-    if node.op_type == "Conv":
+    if is_compressed(node):
+        spec = quant_spec_of(node) if is_quant(node) else spec_of(node)
+        return prod(node.outputs[0].shape.numpy()) * spec.macs_per_output
+    weight = weights_of(node)
+    if node.op_type in ("Conv", "ConvInteger"):
         return prod(node.outputs[0].shape.numpy()) * prod(weight.shape[1:])
     if node.op_type == "ConvTranspose":
         return prod(node.inputs[0].shape.numpy()) * prod(weight.shape[1:])

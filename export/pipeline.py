@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from irstd_edge.bundle import (
     staged_folder,
     write_manifest,
 )
+from irstd_edge.checkpoints import LoadedNetwork, weights_metadata
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture
 from irstd_edge.export.layers import constant_bytes, describe_layers
@@ -38,9 +38,6 @@ from irstd_edge.export.targets.portable import lowered
 from irstd_edge.export.targets.tflite import to_tflite
 from irstd_edge.nn.inference import freeze
 from irstd_edge.opspec import BIT_ORDER_LSB_PLUS_ONE, OPSET_VERSION
-
-if TYPE_CHECKING:
-    from irstd_edge.checkpoints import LoadedNetwork
 
 FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "native": "model.irstd", "portable": "model_portable.onnx"}
 WEIGHTS, TEST_VECTORS = "weights.safetensors", "test_vectors.npz"
@@ -233,7 +230,8 @@ def _build(captured: Capture, targets, input_size, other_size, network: torch.nn
     size = tuple(input_size) if fixed else None
     static = model.clone()
     Specialize(input_size)(static)
-    parts = () if per_layer or not {"onnx", "tflite"} & set(targets) else find_parts(model, input_size, other_size)
+    wanted = {"onnx", "tflite"} & set(targets)
+    parts = find_parts(model, input_size, other_size, per_layer) if wanted else ()
     inside = sum((Counter(part.layer_bytes) for part in parts), Counter())
     files = []
     for kind in targets:
@@ -275,7 +273,7 @@ def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, outpu
         artefacts.append(Artefact(file.kind, path.name, sha256(path), len(file.data), file.layout, file.input,
                                   file.layers, not file.static_reason))
     state = {k: v.detach().clone().contiguous() for k, v in source.network.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    save_file(state, folder / WEIGHTS, weights_metadata(source.network))
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private
     np.savez_compressed(folder / TEST_VECTORS, input=inputs, probability=outputs)
     manifest = Manifest(

@@ -16,12 +16,14 @@ from irstd_edge.opspec import (
     FIXED_POINT,
     OPSET_VERSION,
     PROGRAM,
+    QUANT_CONV2D,
     BinaryConv2dSpec,
     FixedPointSpec,
     Operand,
     Operator,
     OpSpecError,
     ProgramSpec,
+    QuantConv2dSpec,
 )
 from irstd_edge.program_sizes import tensor_sizes
 
@@ -32,7 +34,8 @@ _OPTION = OpSchema.FormalParameterOption
 @cache
 def register_schemas() -> None:
     """Make the ONNX checker, shape inference and onnxscript accept ``irstd`` nodes; repeated calls do nothing."""
-    onnx.defs.register_schema(_schema(BINARY_CONV2D, "[N, OC, OH, OW]", _infer_binary_conv2d))
+    onnx.defs.register_schema(_schema(BINARY_CONV2D, "[N, OC, OH, OW]", _infer_convolution(BinaryConv2dSpec)))
+    onnx.defs.register_schema(_schema(QUANT_CONV2D, "[N, OC, OH, OW]", _infer_convolution(QuantConv2dSpec)))
     onnx.defs.register_schema(_schema(FIXED_POINT, "of the shape of x", _infer_fixed_point))
     onnx.defs.register_schema(_schema(PROGRAM, "[N, C, H, W], one for each output of the program", _infer_program,
                                       _OPTION.Variadic))
@@ -75,9 +78,12 @@ def _infer_fixed_point(context) -> None:
         context.set_output_type(0, source)
 
 
-def _infer_binary_conv2d(context) -> None:
+def _infer_convolution(kind: type[BinaryConv2dSpec | QuantConv2dSpec]) -> Callable:
+    return lambda context: _infer_output(context, kind.from_attributes(_attributes(context, kind.operator)))
+
+
+def _infer_output(context, spec: BinaryConv2dSpec | QuantConv2dSpec) -> None:
     """``[N, IC, H, W]`` to ``[N, OC, OH, OW]``; a symbolic size survives where the operator keeps it."""
-    spec = BinaryConv2dSpec.from_attributes(_attributes(context, BINARY_CONV2D))
     result = TypeProto()
     result.tensor_type.elem_type = onnx.TensorProto.FLOAT
     source = context.get_input_type(0)

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from irstd_edge.bundle import Bundle, Preprocessing, sha256
 from irstd_edge.data import DATASETS, PAD_MULTIPLE
 from irstd_edge.errors import UnsupportedError
+from irstd_edge.files import replacing
+from irstd_edge.layouts import LAYOUTS, convert
 from irstd_edge.metrics import THRESHOLD
 from irstd_edge.models.registry import get_model
+from irstd_edge.nn.convert import Conversion, ConversionError
+from irstd_edge.nn.convert import convert as convert_network
 from irstd_edge.opspec import OpSpecError
 from irstd_edge.zoo import zoo_card, zoo_weights
 
@@ -34,6 +38,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 #: Counts steps and means nothing at inference; may be absent.
 _IGNORED = "num_batches_tracked"
 _SHOWN = 4
+#: Key of a safetensors file's metadata: how the float network was quantised, see :mod:`irstd_edge.nn.convert`.
+_CONVERSION = "irstd_edge.conversion"
 
 
 class CheckpointError(ValueError):
@@ -118,6 +124,42 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     network.load_state_dict(dict(tensors), strict=False)
 
 
+def weights_metadata(network: nn.Module) -> dict[str, str]:
+    """What a safetensors file must say besides the tensors, so that :func:`restore` builds the network."""
+    conversion = getattr(network, "conversion", None)
+    return {} if conversion is None else {_CONVERSION: conversion.to_json()}
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights of a network, whole or not at all. Raises :class:`~irstd_edge.data.DataError`."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.endswith(_IGNORED)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, weights_metadata(network))
+
+
+def restore(network: nn.Module, path: Path, allow_pickle: bool = False) -> nn.Module:
+    """The network with the weights of a checkpoint; a quantised copy where the file says that it holds one's.
+
+    Raises :class:`CheckpointError`.
+    """
+    tensors = read_checkpoint(path, allow_pickle)
+    try:
+        return _fit(network, tensors, path)
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+
+
+def _fit(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
+    """Load the tensors of a file into the network, or into its quantised copy where the file's metadata says so."""
+    try:
+        if (text := _metadata(path).get(_CONVERSION)) is not None:
+            network = convert_network(network, Conversion.from_json(text))
+    except ConversionError as e:
+        raise CheckpointError(str(e)) from e
+    load_weights(network, tensors)
+    return network
+
+
 def load_network(
     reference: str | None,
     *,
@@ -127,6 +169,7 @@ def load_network(
     mean: float | None = None,
     std: float | None = None,
     untrained: bool = False,
+    from_layout: str | None = None,
 ) -> LoadedNetwork:
     """A network ready for evaluation or export, in evaluation mode on the CPU.
 
@@ -136,9 +179,10 @@ def load_network(
             as its factory made them.
         model: the user's ``package.module:factory``, searched in the current directory too.
         allow_pickle: see :func:`read_checkpoint`.
-        mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json`` beside the
-            checkpoint), else of the zoo's card.
+        mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json``, or
+            ``quantisation.json``, beside the checkpoint), else of the zoo's card.
         untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo.
+        from_layout: a key of :data:`irstd_edge.layouts.LAYOUTS`: whose public checkpoint it is.
 
     Raises :class:`CheckpointError`, and what :func:`build_network` raises.
     """
@@ -153,12 +197,19 @@ def load_network(
             raise CheckpointError(f"{factory} has no trained weights here: give --checkpoint FILE, "
                                   "or --untrained for random ones")
     digest = None
+    if from_layout is not None:
+        _check_layout(from_layout, factory, checkpoint)
     if checkpoint is not None:
         tensors = read_checkpoint(checkpoint, allow_pickle)
+        if from_layout is not None:
+            tensors, known = convert(tensors, network.state_dict(), LAYOUTS[from_layout], *_given(mean, std))
+            mean, std = known or (mean, std)
         try:
-            load_weights(network, tensors)
+            network = _fit(network, tensors, checkpoint)
         except CheckpointError as e:
-            raise CheckpointError(f"{checkpoint}: {e}") from e
+            layouts = [name for name, layout in LAYOUTS.items() if factory in layout.networks and not from_layout]
+            hint = f"; a public one needs --from-layout {' or '.join(layouts)}" if layouts else ""
+            raise CheckpointError(f"{checkpoint}: {e}{hint}") from e
         digest = sha256(Path(checkpoint))
     mean, std = _normalisation(factory, checkpoint, card, mean, std, untrained)
     multiple = math.lcm(PAD_MULTIPLE, getattr(network, "size_multiple", 1))
@@ -173,13 +224,11 @@ def open_bundle_network(bundle: Bundle) -> nn.Module:
     Runs the code that the bundle's manifest names, see :func:`build_network`, whose errors it raises, besides
     :class:`CheckpointError` and :class:`~irstd_edge.bundle.BundleError`.
     """
-    network = build_network(bundle.manifest.factory)
-    load_weights(network, read_checkpoint(bundle.weights()))
-    return network.eval()
+    return restore(build_network(bundle.manifest.factory), bundle.weights()).eval()
 
 
-def build_network(factory: str) -> nn.Module:
-    """Call a factory by registry name or ``package.module:factory``; random weights are those of seed 0.
+def build_network(factory: str, seed: int = 0) -> nn.Module:
+    """Call a factory by registry name or ``package.module:factory``; random weights are those of ``seed``.
 
     ``package.module`` is imported, the current directory first, and the factory is called: both run whatever code is
     there. Trust a bundle that names one, as every bundle may, like code. Names in the standard library are refused, as
@@ -190,7 +239,7 @@ def build_network(factory: str) -> nn.Module:
     """
     make = _import_factory(factory) if ":" in factory else get_model(factory).factory
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             network = make()
         except OpSpecError as e:
@@ -236,16 +285,34 @@ def _import_factory(reference: str):
     return target
 
 
-def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[float, float]:
+def _check_layout(name: str, factory: str, checkpoint: Path | None) -> None:
+    layout = LAYOUTS.get(name)
+    if layout is None:
+        raise CheckpointError(f"unknown layout {name!r}; known: {', '.join(LAYOUTS)}")
+    if checkpoint is None:
+        raise CheckpointError(f"--from-layout {name} says how to read a checkpoint: give --checkpoint FILE too")
+    if factory not in layout.networks:
+        raise CheckpointError(f"checkpoints of {layout.source} hold {', '.join(layout.networks)}, not {factory}")
+
+
+def _given(mean: float | None, std: float | None) -> tuple[float, float] | tuple[None, None]:
+    """``--mean`` and ``--std`` if they are there and make sense."""
     if (mean is None) != (std is None):
         raise CheckpointError("give --mean and --std together")
+    if mean is None:
+        return None, None
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise CheckpointError(f"--mean must be finite and --std positive, got {mean} and {std}")
+    return float(mean), float(std)
+
+
+def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[float, float]:
+    mean, std = _given(mean, std)
     if mean is not None:
-        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-            raise CheckpointError(f"--mean must be finite and --std positive, got {mean} and {std}")
-        return float(mean), float(std)
+        return mean, std
     found = None
     if checkpoint is not None:
-        found = _recorded_normalisation(Path(checkpoint).parent / "recipe.json")
+        found = recorded_normalisation(checkpoint)
     if found is None and card is not None:
         found = card["normalisation"]
     if found is None and untrained:
@@ -256,12 +323,23 @@ def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[flo
     return float(found["mean"]), float(found["std"])
 
 
-def _recorded_normalisation(path: Path) -> dict | None:
+def recorded_normalisation(checkpoint: Path) -> dict | None:
+    """``mean`` and ``std`` of the training run, or the quantisation, in whose folder a checkpoint lies, or None."""
+    for name in ("recipe.json", "quantisation.json"):
+        try:
+            found = json.loads((Path(checkpoint).parent / name).read_text())["normalisation"]
+            return {"mean": float(found["mean"]), "std": float(found["std"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text())["normalisation"]
-        return {"mean": float(found["mean"]), "std": float(found["std"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:  # a pickle
+        return {}
 
 
 def _unpickle(path: Path):

@@ -11,9 +11,12 @@ from irstd_edge import __version__, errors
 
 #: Command -> (module:attribute, one line of help). Each floor brings its own commands in its own ``cli.py``.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "models": ("irstd_edge.training.cli:models", "List the networks: size, operations, measured accuracy."),
+    "models": ("irstd_edge.models.cli:models", "List the networks: size, operations, measured accuracy."),
     "data": ("irstd_edge.training.cli:data", "Show the public data sets, where to get them, and check a local copy."),
-    "train": ("irstd_edge.training.cli:train", "Train a network by a recipe."),
+    "train": ("irstd_edge.training.cli:train", "Train networks by recipes, one or several side by side."),
+    "distill": ("irstd_edge.training.cli:distill", "Train a network with the help of a teacher."),
+    "quantize": ("irstd_edge.training.quantise_cli:quantize",
+                 "Quantise a network: calibrate, measure sensitivity, search bits, train."),
     "evaluate": ("irstd_edge.runtimes.cli:evaluate", "Measure IoU, nIoU, Pd and Fa of a network or bundle."),
     "export": ("irstd_edge.export.cli:export", "Export a network to a bundle of ONNX, TFLite and native files."),
     "inspect": ("irstd_edge.export.cli:inspect", "Show the layers of a file: precision, kernel, bytes, memory."),

@@ -128,21 +128,32 @@ class Dataset:
     Args:
         root: the folder that holds the data set's folder.
         name: a name of :data:`DATASETS`, or any other folder of the same layout.
-        split: ``train`` or ``test``.
+        split: ``train`` or ``test``; or a split file of one name a line: its path below ``img_idx`` without ``.txt``,
+            as ``idx_427/test``, or any path.
 
     Raises :class:`DataError` naming what is missing.
     """
 
     def __init__(self, root: Path, name: str, split: str):
         self.folder = Path(root) / name
-        self.name = name
-        index = self.folder / "img_idx" / f"{split}_{name}.txt"
+        self.name, self.split = name, split
+        own = self.folder / "img_idx" / (f"{split}_{name}.txt" if split in ("train", "test") else f"{split}.txt")
+        index = own if own.is_file() or split in ("train", "test") else Path(split)
         if not index.is_file():
             hint = f"; get it from {DATASETS[name].source}" if name in DATASETS else ""
-            raise DataError(f"{index}: no such file; expected {root}/{name}/{{images,masks,img_idx}}{hint}")
-        self.names = index.read_text().split()
+            raise DataError(f"{own}: no such file; expected {root}/{name}/{{images,masks,img_idx}}{hint}")
+        try:
+            self.names = index.read_text().split()
+        except (OSError, UnicodeDecodeError) as e:
+            raise DataError(f"{index}: cannot be read as names of images, one a line ({e})") from e
         if not self.names:
             raise DataError(f"{index}: names no image")
+
+    @classmethod
+    def named(cls, root: Path, reference: str, split: str) -> Dataset:
+        """The data set of ``NAME``, its ``split``; or of ``NAME:SPLIT``. Raises :class:`DataError`."""
+        name, _, own = reference.partition(":")
+        return cls(root, name, own or split)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -154,6 +165,10 @@ class Dataset:
         if image.shape != mask.shape:
             raise DataError(f"{self.folder}/masks/{name}: mask is {mask.shape}, its image {image.shape}")
         return Sample(name, image, mask)
+
+    def image_path(self, index: int) -> Path:
+        """The file of an image. Raises :class:`DataError` where it is not there."""
+        return self._find("images", self.names[index])
 
     def _find(self, kind: str, name: str) -> Path:
         for suffix in IMAGE_SUFFIXES:

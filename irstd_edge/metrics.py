@@ -19,6 +19,8 @@ from irstd_edge.data import PAD_MULTIPLE, PROTOCOLS, Normalisation, Sample, norm
 
 MATCH_DISTANCE = 3.0
 THRESHOLD = 0.5
+#: Thresholds of :class:`ThresholdSweep`: dense where networks that are sure of themselves still change.
+ROC_THRESHOLDS = (0.001, 0.01, 0.02, *(round(0.05 * i, 2) for i in range(1, 20)), 0.98, 0.99, 0.999)
 _EPS = float(np.spacing(1))
 
 
@@ -95,6 +97,24 @@ class DetectionMetrics:
         )
 
 
+class ThresholdSweep:
+    """Accuracy at several thresholds at once: call it with every image and its probability, as ``on_map``.
+
+    ``thresholds`` in 0..1, rising; default :data:`ROC_THRESHOLDS`.
+    """
+
+    def __init__(self, thresholds: Iterable[float] = ROC_THRESHOLDS):
+        self._metrics = {float(t): DetectionMetrics() for t in sorted(set(thresholds))}
+
+    def __call__(self, sample: Sample, probability: np.ndarray) -> None:
+        for threshold, metrics in self._metrics.items():
+            metrics.update(probability, sample.mask, threshold)
+
+    def rows(self) -> list[dict[str, float | int]]:
+        """One dictionary a threshold: ``threshold``, then the fields of :class:`Accuracy`."""
+        return [{"threshold": t, **m.result().as_dict()} for t, m in self._metrics.items()]
+
+
 def _components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Areas ``[K]`` and centroids ``[K, 2]`` (row, column) of the labels 1..K, in label order."""
     rows, columns = np.nonzero(labels)
@@ -112,6 +132,7 @@ def evaluate(
     protocol: str = PROTOCOLS[0],
     threshold: float = THRESHOLD,
     size_multiple: int = PAD_MULTIPLE,
+    on_map: Callable[[Sample, np.ndarray], None] = lambda sample, probability: None,
 ) -> Accuracy:
     """Accuracy of anything that maps images to probabilities, by one protocol.
 
@@ -122,6 +143,7 @@ def evaluate(
         protocol: ``basicirstd`` (native size) or ``resize256``, see :func:`~irstd_edge.data.to_protocol`.
             Numbers of different protocols are not comparable.
         size_multiple: images are zero-padded at the bottom and right to multiples of this, and cropped back.
+        on_map: called with each image as the protocol compares it, and its probability ``[H, W]``.
 
     Raises :class:`~irstd_edge.data.DataError`.
     """
@@ -130,5 +152,7 @@ def evaluate(
         sample = to_protocol(sample, protocol)
         height, width = sample.mask.shape
         x = pad_to_multiple(normalise(sample.image, normalisation), size_multiple)[None, None]
-        metrics.update(np.asarray(predict(x))[0, 0, :height, :width], sample.mask, threshold)
+        probability = np.asarray(predict(x))[0, 0, :height, :width]
+        metrics.update(probability, sample.mask, threshold)
+        on_map(sample, probability)
     return metrics.result()

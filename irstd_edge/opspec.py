@@ -37,6 +37,20 @@ up; sat(q) is min(max(q, -32768), 32767), a NaN becomes -32768; the steps are fl
 
     y    = min(max(rnd(x * 2^f), -2^(bits - 1)), 2^(bits - 1) - 1) / 2^f
 
+``irstd.QuantConv2d``, weights of k bits, activations of m bits; every step behind acc rounded to float32 (no fused
+multiply-add)::
+
+    q    = min(max(rne(x * inverse_step) + zero_point, low), high)   rne: half to even; a NaN becomes low
+           low, high = -2^(m - 1), 2^(m - 1) - 1 where activation_signed, else 0, 2^m - 1
+    acc  = sum of (q - zero_point) * w over the taps inside the image (exact integer; padding is an exact zero)
+    v    = acc * scale[oc] + bias[oc]
+    y    = min(max(v, clamp_min), clamp_max)                          (ReLU: clamp_min = 0)
+
+Weights are integers -2^(k - 1) .. 2^(k - 1) - 1, or -1 and +1 where k = 1; `scale` is the step of an output channel's
+weights times that of the activations, with what was folded into it. Those of an output channel are a string of k-bit
+two's complement numbers (k = 1: bit 1 is +1), least significant bit first, in the order kernel row, kernel column,
+input channel of the group, filled up with zero bits to whole bytes.
+
 ``irstd.Program``: a part of a network, or all of it, as one node: for each image of the batch, the outputs of the
 ``model.irstd`` (docs/native.md) in `program` for the images `x`. Why one node, and no packed tensors between nodes: a
 tensor between nodes is written to memory whole and read again; inside, maps are packed bits and 16-bit rows, and only
@@ -159,6 +173,30 @@ BINARY_CONV2D_INPUTS: tuple[Operand, ...] = (
 )
 
 
+_CONVOLUTION_ATTRIBUTES = tuple(a for a in BINARY_CONV2D_ATTRIBUTES if a.name in (
+    "in_channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w",
+    "pad_top", "pad_left", "pad_bottom", "pad_right", "groups"))
+
+QUANT_CONV2D_ATTRIBUTES: tuple[Attribute, ...] = (
+    _int("version", None, "operator version", allowed=(OPSET_VERSION,)),
+    *_CONVOLUTION_ATTRIBUTES,
+    _int("weight_bits", None, "bits of a weight, k", minimum=1, maximum=8),
+    _int("activation_bits", None, "bits of a quantised input, m", minimum=1, maximum=8),
+    _int("activation_signed", 0, "1: quantised inputs are signed, and of 2 bits or more", allowed=(0, 1)),
+    _int("zero_point", 0, "quantised value of 0", minimum=-128, maximum=255),
+    Attribute("inverse_step", float, None, None, 2.0**-126, 2.0**126, "1 / step of the quantised input"),
+    Attribute("clamp_min", float, float("-inf"), None, None, None, "lower bound of the output"),
+    Attribute("clamp_max", float, float("inf"), None, None, None, "upper bound of the output"),
+)
+
+QUANT_CONV2D_INPUTS: tuple[Operand, ...] = (
+    Operand("x", "float32", "[N, IC, H, W]", False, False, "input feature map (TFLite: [N, H, W, IC])"),
+    Operand("weight", "uint8", "[OC, ceil(KH * KW * (IC / groups) * k / 8)]", False, True, "packed weights"),
+    Operand("scale", "float32", "[OC]", False, True, "per-channel scale of the integer result"),
+    Operand("bias", "float32", "[OC]", False, True, "per-channel bias"),
+)
+
+
 @dataclass(frozen=True)
 class Operator:
     name: str
@@ -177,6 +215,12 @@ BINARY_CONV2D = Operator(
     "Threshold, binary convolution, scale, bias, activation and residual in one node.",
     BINARY_CONV2D_ATTRIBUTES,
     BINARY_CONV2D_INPUTS,
+)
+QUANT_CONV2D = Operator(
+    "QuantConv2d",
+    "Uniform quantisation of the input, integer convolution, scale, bias and clamp in one node.",
+    QUANT_CONV2D_ATTRIBUTES,
+    QUANT_CONV2D_INPUTS,
 )
 FIXED_POINT = Operator(
     "FixedPoint",
@@ -205,7 +249,7 @@ PROGRAM = Operator(
                 "all of one size (TFLite: [N, H, W, C])", variadic=True),
     ),
 )
-OPERATORS: dict[str, Operator] = {o.name: o for o in (BINARY_CONV2D, FIXED_POINT, PROGRAM)}
+OPERATORS: dict[str, Operator] = {o.name: o for o in (BINARY_CONV2D, QUANT_CONV2D, FIXED_POINT, PROGRAM)}
 
 
 class _Spec:
@@ -257,8 +301,40 @@ class ProgramSpec(_Spec):
     operator = PROGRAM
 
 
+class _ConvolutionSpec(_Spec):
+    """What the convolutions' attributes have in common."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise OpSpecError(
+                f"groups must divide in_channels and out_channels: groups={self.groups}, "
+                f"in_channels={self.in_channels}, out_channels={self.out_channels}"
+            )
+        if not self.clamp_min <= self.clamp_max:
+            raise OpSpecError(f"clamp_min must not exceed clamp_max: {self.clamp_min} > {self.clamp_max}")
+
+    @property
+    def macs_per_output(self) -> int:
+        """Multiply-accumulates per output value."""
+        return self.kernel_h * self.kernel_w * (self.in_channels // self.groups)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Output height and width; raises :class:`OpSpecError` when the kernel exceeds the padded image."""
+        out = []
+        for size, before, after, kernel, stride, dilation, axis in (
+            (height, self.pad_top, self.pad_bottom, self.kernel_h, self.stride_h, self.dilation_h, "height"),
+            (width, self.pad_left, self.pad_right, self.kernel_w, self.stride_w, self.dilation_w, "width"),
+        ):
+            extent = dilation * (kernel - 1) + 1
+            if size + before + after < extent:
+                raise OpSpecError(f"input {axis} {size} plus padding is smaller than the dilated kernel ({extent})")
+            out.append((size + before + after - extent) // stride + 1)
+        return out[0], out[1]
+
+
 @dataclass(frozen=True)
-class BinaryConv2dSpec(_Spec):
+class BinaryConv2dSpec(_ConvolutionSpec):
     """The attributes of one ``irstd.BinaryConv2d`` node; the fields are :data:`BINARY_CONV2D_ATTRIBUTES`.
 
     Raises :class:`OpSpecError` on construction when an attribute is out of range.
@@ -289,16 +365,6 @@ class BinaryConv2dSpec(_Spec):
 
     operator = BINARY_CONV2D
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise OpSpecError(
-                f"groups must divide in_channels and out_channels: groups={self.groups}, "
-                f"in_channels={self.in_channels}, out_channels={self.out_channels}"
-            )
-        if not self.clamp_min <= self.clamp_max:
-            raise OpSpecError(f"clamp_min must not exceed clamp_max: {self.clamp_min} > {self.clamp_max}")
-
     @property
     def words(self) -> int:
         """int32 words per kernel tap: ceil((IC / groups) / 32)."""
@@ -308,24 +374,6 @@ class BinaryConv2dSpec(_Spec):
     def weight_shape(self) -> tuple[int, int, int, int]:
         return (self.out_channels, self.kernel_h, self.kernel_w, self.words)
 
-    @property
-    def macs_per_output(self) -> int:
-        """Binary multiply-accumulates per output value."""
-        return self.kernel_h * self.kernel_w * (self.in_channels // self.groups)
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Output height and width; raises :class:`OpSpecError` when the kernel exceeds the padded image."""
-        out = []
-        for size, before, after, kernel, stride, dilation, axis in (
-            (height, self.pad_top, self.pad_bottom, self.kernel_h, self.stride_h, self.dilation_h, "height"),
-            (width, self.pad_left, self.pad_right, self.kernel_w, self.stride_w, self.dilation_w, "width"),
-        ):
-            extent = dilation * (kernel - 1) + 1
-            if size + before + after < extent:
-                raise OpSpecError(f"input {axis} {size} plus padding is smaller than the dilated kernel ({extent})")
-            out.append((size + before + after - extent) // stride + 1)
-        return out[0], out[1]
-
     def check_residual_channels(self, channels: int) -> None:
         if channels < 1 or (self.out_channels % channels and channels % self.out_channels):
             raise OpSpecError(
@@ -333,5 +381,77 @@ class BinaryConv2dSpec(_Spec):
             )
 
 
-for _spec in (BinaryConv2dSpec, FixedPointSpec, ProgramSpec):
+def integer_range(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and the highest integer of ``bits`` bits; one signed bit is -1 and +1."""
+    if not signed:
+        return 0, 2**bits - 1
+    return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+@dataclass(frozen=True)
+class QuantConv2dSpec(_ConvolutionSpec):
+    """The attributes of one ``irstd.QuantConv2d`` node; the fields are :data:`QUANT_CONV2D_ATTRIBUTES`.
+
+    Raises :class:`OpSpecError` on construction when an attribute is out of range.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_h: int
+    kernel_w: int
+    weight_bits: int
+    activation_bits: int
+    inverse_step: float
+    activation_signed: int = 0
+    zero_point: int = 0
+    stride_h: int = 1
+    stride_w: int = 1
+    dilation_h: int = 1
+    dilation_w: int = 1
+    pad_top: int = 0
+    pad_left: int = 0
+    pad_bottom: int = 0
+    pad_right: int = 0
+    groups: int = 1
+    clamp_min: float = float("-inf")
+    clamp_max: float = float("inf")
+    version: int = OPSET_VERSION
+
+    operator = QUANT_CONV2D
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.activation_signed and self.activation_bits < 2:
+            raise OpSpecError("activation_bits must be at least 2 where activation_signed is 1; "
+                              "inputs of -1 and +1 are BinaryConv2d's")
+        low, high = self.activation_range
+        if not low <= self.zero_point <= high:
+            raise OpSpecError(f"zero_point must be among the quantised inputs, {low} to {high}, got {self.zero_point}")
+        if self.largest_sum >= 2**31:
+            raise OpSpecError(f"sums of {self.macs_per_output} products of {self.weight_bits} and "
+                              f"{self.activation_bits} bits can exceed 32 bits: use fewer channels or bits")
+
+    @property
+    def activation_range(self) -> tuple[int, int]:
+        """The lowest and the highest quantised input."""
+        return integer_range(self.activation_bits, bool(self.activation_signed))
+
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        """The lowest and the highest weight."""
+        return integer_range(self.weight_bits, True)
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        return (self.out_channels, -(-self.macs_per_output * self.weight_bits // 8))
+
+    @property
+    def largest_sum(self) -> int:
+        """A bound of the absolute value of the integer result."""
+        low, high = self.activation_range
+        return (self.macs_per_output * -min(self.weight_range)
+                * max(high - self.zero_point, self.zero_point - low))
+
+
+for _spec in (BinaryConv2dSpec, QuantConv2dSpec, FixedPointSpec, ProgramSpec):
     assert {f.name for f in fields(_spec)} == {a.name for a in _spec.operator.attributes}

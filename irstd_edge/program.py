@@ -24,11 +24,13 @@ from irstd_edge.opspec import (
     MAX_KERNEL,
     MAX_STEP,
     OPSET_VERSION,
+    QUANT_CONV2D_ATTRIBUTES,
     WORD_BITS,
     Activation,
     Attribute,
     BinaryConv2dSpec,
     OpSpecError,
+    QuantConv2dSpec,
     Residual,
 )
 
@@ -93,7 +95,7 @@ class Constant:
     """
 
     name: str
-    dtype: str  # "float32" or "int32"
+    dtype: str  # "float32", "int32" or "uint8"
     letters: str
     shape: Callable[[Mapping], tuple[int, ...] | None]
     optional: bool = False
@@ -224,6 +226,24 @@ def _check_binary(a, inputs, output) -> None:
              f"{output.fraction_bits}")
 
 
+def _check_quant(a, inputs, output) -> None:
+    try:
+        QuantConv2dSpec.from_attributes(dict(a))
+    except OpSpecError as e:
+        raise ProgramError(str(e)) from e
+    channels = sum(t.channels for t in inputs)
+    _require(channels == a["in_channels"], f"in_channels is {a['in_channels']}, its inputs have {channels}")
+    _require(len(inputs) == 1 or a["groups"] == 1, f"groups is {a['groups']}, with {len(inputs)} inputs")
+    _require(output.channels == a["out_channels"], f"out_channels is {a['out_channels']}, its output has "
+             f"{output.channels}")
+    _require(output.fraction_bits < 0, "its output is int16; it is float32")
+
+
+def _quant_weight_shape(a) -> tuple[int, int]:
+    taps = a["kernel_h"] * a["kernel_w"] * (a["in_channels"] // a["groups"])
+    return a["out_channels"], -(-taps * a["weight_bits"] // 8)
+
+
 def _check_same(a, inputs, output) -> None:
     for tensor in inputs:
         _require(tensor.channels == output.channels, f"input {tensor.name!r} has {tensor.channels} channels, its "
@@ -250,6 +270,14 @@ def _check_concat(a, inputs, output) -> None:
     for tensor in inputs:
         _require(tensor.fraction_bits == output.fraction_bits, f"input {tensor.name!r} has fraction_bits "
                  f"{tensor.fraction_bits}, its output {output.fraction_bits}")
+
+
+def _check_slice(a, inputs, output) -> None:
+    (x,), first = inputs, a["first"]
+    _require(first + output.channels <= x.channels, f"takes channels {first} to {first + output.channels - 1} of "
+             f"{x.channels}")
+    _require(x.fraction_bits == output.fraction_bits, f"its input has fraction_bits {x.fraction_bits}, its output "
+             f"{output.fraction_bits}")
 
 
 _CHANNELS = (_integer("in_channels", 1, MAX_CHANNELS), _integer("out_channels", 1, MAX_CHANNELS))
@@ -312,6 +340,13 @@ _TABLE = (
                  _CLAMP, (Constant("weight", "float32", "[IC, OC / groups, KH, KW]",
                                    lambda a: (a["in_channels"], a["out_channels"] // a["groups"], a["kernel_h"],
                                               a["kernel_w"])), _BIAS, _OUTPUT_SLOPE), _check_transposed),
+    OperatorType("Slice", 13, ("x",), (_integer("first", 0, MAX_CHANNELS),), (), (), _check_slice),
+    OperatorType("QuantConv2d", 14, ("x", *(f"x{i}?" for i in range(1, NODE_INPUTS))),
+                 tuple(a for a in QUANT_CONV2D_ATTRIBUTES if a.kind is int),
+                 tuple(a for a in QUANT_CONV2D_ATTRIBUTES if a.kind is float), (
+        Constant("weight", "uint8", "[OC, ceil(KH * KW * (IC / groups) * weight_bits / 8)]", _quant_weight_shape),
+        Constant("scale", "float32", "[OC]", lambda a: (a["out_channels"],)),
+        Constant("bias", "float32", "[OC]", lambda a: (a["out_channels"],))), _check_quant),
 )
 OPERATORS: dict[str, OperatorType] = {row.name: row for row in _TABLE}
 _BY_NUMBER = {row.number: row for row in _TABLE}
@@ -365,6 +400,10 @@ def _checked_constants(kind: OperatorType, attributes: Mapping, given: Mapping) 
     if kind.name == "BinaryConv2d" and (used := attributes["in_channels"] // attributes["groups"] % WORD_BITS):
         _require(not np.any(values["weight"][..., -1].view(np.uint32) >> np.uint32(used)),
                  "weight has bits beyond the last channel")
+    if kind.name == "QuantConv2d":
+        taps = attributes["kernel_h"] * attributes["kernel_w"] * (attributes["in_channels"] // attributes["groups"])
+        used = taps * attributes["weight_bits"] % 8
+        _require(not used or not np.any(values["weight"][:, -1] >> used), "weight has bits beyond the last channel")
     return values
 
 
@@ -582,8 +621,9 @@ class _Reader:
         shape = slot.shape(attributes)
         _require(shape is not None, f"{slot.name} is given, and means nothing there")
         self.check(slot.name, offset, size, ALIGNMENT)
-        known = 4 * prod(n for n in shape if n != ANY)
+        item = np.dtype(slot.dtype).itemsize
+        known = item * prod(n for n in shape if n != ANY)
         _require(size > 0 and (size % known == 0 if ANY in shape else size == known),
                  f"{slot.name} has {size} bytes, not those of {slot.letters} = {list(shape)}")
-        array = np.frombuffer(self.data, np.dtype(slot.dtype).newbyteorder("<"), size // 4, offset)
+        array = np.frombuffer(self.data, np.dtype(slot.dtype).newbyteorder("<"), size // item, offset)
         return array.reshape(shape)

@@ -37,7 +37,7 @@ def _macs(node: Node, size: Size) -> int:
 def _output_size(node: Node, inputs: list[Size]) -> Size:
     a, first = node.attributes, inputs[0]
     axes = list(zip("hw", first, (("top", "bottom"), ("left", "right")), strict=True))
-    if node.operator in ("BinaryConv2d", "Conv2d"):
+    if node.operator in ("BinaryConv2d", "Conv2d", "QuantConv2d"):
         return tuple((n + a[f"pad_{before}"] + a[f"pad_{after}"] - a[f"dilation_{x}"] * (a[f"kernel_{x}"] - 1) - 1)
                      // a[f"stride_{x}"] + 1 for x, n, (before, after) in axes)
     if node.operator == "ConvTranspose2d":

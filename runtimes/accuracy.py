@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from irstd_edge import metrics
 from irstd_edge.bundle import Preprocessing
 from irstd_edge.data import PROTOCOLS, DataError, Dataset, Sample
@@ -27,6 +29,7 @@ def evaluate(
     protocol: str = PROTOCOLS[0],
     threshold: float = THRESHOLD,
     on_image: Callable[[str], None] = lambda name: None,
+    on_map: Callable[[Sample, np.ndarray], None] = lambda sample, probability: None,
 ) -> Accuracy:
     """Accuracy of a session on every image of a data set.
 
@@ -37,6 +40,7 @@ def evaluate(
         protocol: one of :data:`irstd_edge.data.PROTOCOLS`; figures of different protocols are not comparable.
         threshold: of the probability.
         on_image: called after each image with its name.
+        on_map: called with each image as the protocol compares it, and its probability ``[H, W]``.
 
     Raises :class:`~irstd_edge.data.DataError`.
     """
@@ -48,7 +52,7 @@ def evaluate(
             on_image(sample.name)
 
     return metrics.evaluate(session.run, samples(), preprocessing, protocol=protocol, threshold=threshold,
-                            size_multiple=preprocessing.size_multiple)
+                            size_multiple=preprocessing.size_multiple, on_map=on_map)
 
 
 @dataclass(frozen=True)

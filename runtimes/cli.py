@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from irstd_edge import errors
+from irstd_edge.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,13 +67,21 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.argument("network", required=False, metavar="NETWORK|DIR")
 @click.option("--dataset", help="Name of a data set's folder, as NUAA-SIRST.")
 @click.option("--root", type=PATH, help="The folder that holds the data set's folder.")
-@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--split", default="test", show_default=True, metavar="test|train|FILE",
+              help="Or a file of names, one a line: its path, or that below img_idx, as idx_427/test.")
 @click.option("--protocol", type=click.Choice(["basicirstd", "resize256"]), default="basicirstd", show_default=True,
               help="Native size, or everything resized to 256 x 256; their figures are not comparable.")
+@click.option("--roc", "roc_file", type=PATH, metavar="FILE.csv",
+              help="Write the figures at many thresholds, and their plot beside it (needs matplotlib).")
+@click.option("--worst", "worst_file", type=PATH, metavar="FILE.png",
+              help="Draw the images of the lowest IoU, with prediction and truth.")
+@click.option("--worst-count", type=click.IntRange(1, 100), default=12, show_default=True, help="How many of them.")
 @click.option("--clips", type=PATH, help="A folder of X.mp4 with boxes X.csv: in how many frames is the target found?")
 @every_option
 @click.option("--artefact", default="torch", show_default=True, metavar="KIND", help="Of a bundle: what to run.")
 @click.option("--checkpoint", type=PATH, help="Of a network: its weights; default those that come with it.")
+@click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+              help="Whose public checkpoint it is: its keys are mapped onto the network here.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
 @click.option("--mean", type=float, help="Of a network: mean on the 0..255 scale.")
@@ -80,39 +89,65 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
 @threads_option
 @json_option
-def evaluate(network, dataset, root, split, protocol, clips, every, artefact, checkpoint, model, allow_pickle, mean,
-             std, threshold, threads, json_file):
+def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, worst_count, clips, every, artefact,
+             checkpoint, from_layout, model, allow_pickle, mean, std, threshold, threads, json_file):
     """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
     from irstd_edge.data import Dataset
     from irstd_edge.files import check_writable
-    from irstd_edge.runtimes import accuracy
+    from irstd_edge.metrics import ROC_THRESHOLDS, ThresholdSweep
+    from irstd_edge.plots import require_matplotlib
+    from irstd_edge.runtimes import accuracy, review
     from irstd_edge.runtimes.video import count_frames
 
     _both(dataset, root)
     if not dataset and not clips:
         raise click.UsageError("name --dataset NAME --root DIR, or --clips DIR")
-    if json_file:
-        check_writable(json_file)
-    samples = Dataset(root, dataset, split) if dataset else None
+    if not dataset and (roc_file or worst_file):
+        raise click.UsageError("--roc and --worst need --dataset NAME --root DIR")
+    for file in filter(None, (json_file, roc_file, worst_file)):
+        check_writable(file)
+    if worst_file:
+        _check_picture(worst_file)
+    if roc_file:
+        if roc_file.suffix.lower() == ".png":
+            raise click.UsageError(f"{roc_file}: name the CSV; the plot is written beside it as .png")
+        require_matplotlib()
+    samples = Dataset.named(root, dataset, split) if dataset else None
     files = accuracy.list_clips(clips) if clips else []
     name, session, preprocessing, usual = _open_network(
-        network, artefact, threads, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean, std=std)
+        network, artefact, threads, checkpoint=checkpoint, from_layout=from_layout, model=model,
+        allow_pickle=allow_pickle, mean=mean, std=std)
     threshold = usual if threshold is None else threshold
     report = {
         "network": name, "artefact": session.artefact, "runtime": session.runtime, "dataset": dataset, "split": split,
         "protocol": protocol, "metric": accuracy.METRIC, "threshold": threshold, "threads": threads,
         "normalisation": {"mean": preprocessing.mean, "std": preprocessing.std}, "accuracy": None, "clips": None,
     }
+    sweep = ThresholdSweep({*ROC_THRESHOLDS, threshold}) if roc_file else None
+    worst = review.WorstImages(worst_count, threshold) if worst_file else None
+
+    def on_map(sample, probability) -> None:
+        for collector in filter(None, (sweep, worst)):
+            collector(sample, probability)
+
     total = (len(samples) if samples else 0) + sum(count_frames(f, every) for f in files)
     with _progress("evaluate", total) as advance:
         if samples:
             report["accuracy"] = accuracy.evaluate(
-                session, samples, preprocessing, protocol=protocol, threshold=threshold, on_image=advance).as_dict()
+                session, samples, preprocessing, protocol=protocol, threshold=threshold, on_image=advance,
+                on_map=on_map).as_dict()
         if clips:
             report["clips"] = [
                 accuracy.evaluate_clip(session, f, preprocessing, threshold=threshold, every=every, on_image=advance)
                 .as_dict() for f in files]
     _print_evaluation(report)
+    if sweep:
+        rows = sweep.rows()
+        _write_csv(roc_file, tuple(rows[0]), rows)
+        review.plot_sweep(rows, threshold, f"{name}, {dataset} {split}", roc_file.with_suffix(".png"))
+    if worst:
+        report["worst"] = [{"image": c.name, "iou": c.iou} for c in worst.cases]
+        _save_picture(review.worst_sheet(worst.cases), worst_file)
     if json_file:
         _write_json(json_file, report)
 
@@ -360,7 +395,8 @@ def _print_verification(result) -> None:
         for kind, s in summaries.items():
             table.add_row(kind, title, str(s.images), f"{s.max_abs:.2e}", f"{TOLERANCES[kind].max_abs:.0e}",
                           f"{1 - s.cosine:.1e}", str(s.flipped_pixels), str(s.images_with_flips),
-                          "[red]differs[/]" if s.violations else "[green]equal[/]")
+                          "[red]differs[/]" if s.violations else
+                          "[green]equal[/]" if not s.flipped_pixels else "[green]within the limits[/]")
     tables = [table]
     if result.accuracy:
         metrics = _table("artefact", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")

@@ -10,14 +10,16 @@ import onnx_ir as ir
 from irstd_edge.export.passes.fold_activation import FoldActivation
 from irstd_edge.export.passes.fold_batch_norm import FoldBatchNorm
 from irstd_edge.export.passes.fold_conv_batch_norm import FoldConvBatchNorm
+from irstd_edge.export.passes.fold_quant import FoldQuant
 from irstd_edge.export.passes.fold_residual import FoldResidual
 from irstd_edge.export.passes.fold_threshold import FoldThreshold
 from irstd_edge.export.passes.lower_binary import LowerBinary
 from irstd_edge.export.passes.lower_fixed_point import LowerFixedPoint
+from irstd_edge.export.passes.lower_quant import LowerQuant
 from irstd_edge.export.passes.simplify import Finish, Simplify
 
 #: Thresholds come first: they are exact, while folding the same map into the convolution before it is not.
-FOLDS = (FoldThreshold, FoldBatchNorm, FoldActivation, FoldResidual)
+FOLDS = (FoldThreshold, FoldBatchNorm, FoldActivation, FoldResidual, FoldQuant)
 
 
 def fold(model: ir.Model) -> ir.Model:
@@ -27,7 +29,7 @@ def fold(model: ir.Model) -> ir.Model:
 
 
 def compress(model: ir.Model) -> ir.Model:
-    """Fold everything around the binary nodes into them, in place; the model is returned."""
+    """Fold everything around the compressed nodes into them, in place; the model is returned."""
     Simplify()(model)
     fold(model)
     FoldConvBatchNorm()(model)
@@ -39,6 +41,7 @@ def compress(model: ir.Model) -> ir.Model:
 def lower(model: ir.Model) -> ir.Model:
     """Replace ``irstd`` nodes by standard operators, in place; the model is returned."""
     LowerBinary()(model)
+    LowerQuant()(model)
     return lower_fixed_point(model)
 
 

@@ -5,17 +5,38 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, PROGRAM, BinaryConv2dSpec, FixedPointSpec
+from irstd_edge.opspec import (
+    BINARY_CONV2D,
+    DOMAIN,
+    FIXED_POINT,
+    PROGRAM,
+    QUANT_CONV2D,
+    BinaryConv2dSpec,
+    FixedPointSpec,
+    QuantConv2dSpec,
+)
 
 #: Metadata keys of a node: the PyTorch path of its layer, and the precision that this layer asked for.
 LAYER, REQUESTED = "layer", "requested"
 #: Input slots of ``irstd::BinaryConv2d`` in the specification's order.
 X, WEIGHT, THRESHOLD, SCALE, BIAS, ACTIVATION, RESIDUAL = range(7)
+#: Those of ``irstd::QuantConv2d``, behind X and WEIGHT.
+QUANT_SCALE, QUANT_BIAS = 2, 3
 
 
 def is_binary(node: ir.Node | None) -> bool:
     """Whether a node is an ``irstd::BinaryConv2d``."""
     return node is not None and node.domain == DOMAIN and node.op_type == BINARY_CONV2D.name
+
+
+def is_quant(node: ir.Node | None) -> bool:
+    """Whether a node is an ``irstd::QuantConv2d``."""
+    return node is not None and node.domain == DOMAIN and node.op_type == QUANT_CONV2D.name
+
+
+def is_compressed(node: ir.Node | None) -> bool:
+    """Whether a node is a compressed layer of either kind."""
+    return is_binary(node) or is_quant(node)
 
 
 def is_fixed_point(node: ir.Node | None) -> bool:
@@ -32,6 +53,10 @@ def binary_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if is_binary(node)]
 
 
+def quant_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if is_quant(node)]
+
+
 def attributes(node: ir.Node) -> dict:
     """Attribute values by name."""
     return {name: attribute.value for name, attribute in node.attributes.items()}
@@ -40,6 +65,19 @@ def attributes(node: ir.Node) -> dict:
 def spec_of(node: ir.Node) -> BinaryConv2dSpec:
     """The validated attributes of a binary node."""
     return BinaryConv2dSpec.from_attributes(attributes(node))
+
+
+def quant_spec_of(node: ir.Node) -> QuantConv2dSpec:
+    """The validated attributes of a quantised convolution."""
+    return QuantConv2dSpec.from_attributes(attributes(node))
+
+
+def precision_of(node: ir.Node) -> str:
+    """``W1A1``, ``W4A8`` ... of a compressed layer, else ``float32``."""
+    if is_quant(node):
+        spec = quant_spec_of(node)
+        return f"W{spec.weight_bits}A{spec.activation_bits}"
+    return "W1A1" if is_binary(node) else "float32"
 
 
 def fixed_point_of(node: ir.Node) -> FixedPointSpec:
@@ -53,6 +91,18 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def weights_of(node: ir.Node) -> np.ndarray | None:
+    """The constant that a convolution or matrix product multiplies by, also where it is stored as integers."""
+    for value in node.inputs[1::-1]:
+        found = constant(value)
+        source = None if value is None else value.producer()
+        if found is None and source is not None and source.op_type == "DequantizeLinear":
+            found = constant(source.inputs[0])
+        if found is not None:
+            return found
+    return None
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:

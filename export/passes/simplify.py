@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer, rewriter
 
-from irstd_edge.export.passes.graph import REQUESTED, is_binary
+from irstd_edge.export.passes.graph import REQUESTED, is_compressed, weights_of
 
 #: Constants up to this many values are folded; weights are never recomputed.
 FOLD_LIMIT = 1 << 16
@@ -37,7 +37,7 @@ class Simplify(ir.passes.InPlacePass):
         before = [(node.op_type, node.name) for node in model.graph]
         optimizer.fold_constants(
             model, onnx_shape_inference=True, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT,
-            should_fold=lambda node: False if is_binary(node) else None,
+            should_fold=lambda node: False if is_compressed(node) else None,
         )
         if self.rewrite:
             rewriter.rewrite(model)
@@ -91,8 +91,8 @@ class Finish(ir.passes.InPlacePass):
 
 def has_weights(node: ir.Node) -> bool:
     """Whether a node is a layer of the precision table: a convolution or a matrix product with constant weights."""
-    if is_binary(node):
+    if is_compressed(node):
         return True
-    if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.domain != "" or node.op_type not in ("Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul"):
         return False
-    return any(v is not None and v.const_value is not None for v in node.inputs[:2])
+    return weights_of(node) is not None

@@ -16,7 +16,7 @@ import onnx_ir.passes.common as common_passes
 
 from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.export.layers import count_macs
-from irstd_edge.export.passes.graph import binary_nodes, constant, initializer, is_binary, is_fixed_point
+from irstd_edge.export.passes.graph import constant, initializer, is_compressed, is_fixed_point, is_quant
 from irstd_edge.export.passes.simplify import has_weights
 from irstd_edge.export.passes.specialize import Specialize
 from irstd_edge.export.targets.native import has_form, write_graph
@@ -43,22 +43,24 @@ class Part:
 
 
 def find_parts(model: ir.Model, input_size: tuple[int, int],
-               other_size: tuple[int, int] | None = None) -> tuple[Part, ...]:
+               other_size: tuple[int, int] | None = None, per_layer: bool = False) -> tuple[Part, ...]:
     """The parts of a compressed model for :func:`fuse`, in order; empty where there is nothing for the engine.
 
     Args:
         model: of dynamic size, or of ``input_size``; it is left as it is.
         input_size: (H, W); the size at which operations are counted.
         other_size: another one, at which each part must be the same program.
+        per_layer: each part is one quantised convolution; binary ones are operators of their own.
 
     Raises nothing for a network that the engine cannot run: what remains outside keeps its own nodes.
     """
-    if not binary_nodes(model):
+    if not any(map(is_compressed, model.graph)):
         return ()
     static = _specialized(model, input_size)
     other = None if other_size is None else _specialized(model, other_size)
     found: list[Part] = []
-    for candidates in _regions(static.graph):
+    regions = ([frozenset({n})] for n in static.graph if is_quant(n)) if per_layer else _regions(static.graph)
+    for candidates in regions:
         for nodes in candidates:
             part = _part(static.graph, nodes)
             if (part is not None and _serves(other, part) and _replaces(model, [*found, part], nodes)
@@ -115,7 +117,7 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 def _regions(graph: ir.Graph) -> Iterator[list[_Nodes]]:
     """Convex sets of nodes that hold a compressed one; each as a list: the preferred form first."""
     for whole in _convex(graph):
-        pieces = [p for p in _connected(whole - _large_ends(whole)) if any(map(is_binary, p))]
+        pieces = [p for p in _connected(whole - _large_ends(whole)) if any(map(is_compressed, p))]
         for piece in pieces:
             yield [piece] if len(pieces) > 1 or piece == whole else [piece, whole]
 
@@ -148,7 +150,7 @@ def _large_ends(nodes: _Nodes) -> _Nodes:
 
 
 def _is_core(node: ir.Node) -> bool:
-    return is_binary(node) or is_fixed_point(node)
+    return is_compressed(node) or is_fixed_point(node)
 
 
 def _reach(ordered: list[ir.Node], neighbours) -> set[ir.Node]:

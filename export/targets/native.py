@@ -23,14 +23,17 @@ from irstd_edge.export.passes.graph import (
     constant,
     fixed_point_of,
     is_binary,
+    is_compressed,
     is_fixed_point,
+    is_quant,
     operand,
     per_channel,
+    quant_spec_of,
     sole_user,
     spec_of,
 )
 from irstd_edge.export.passes.specialize import Specialize
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT
+from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, QUANT_CONV2D
 from irstd_edge.program import FloatActivation, Node, Program, ProgramError, ResizeMode, Tensor
 
 #: Width of the int16 tensors of a program.
@@ -153,15 +156,19 @@ class _Writer:
         writer(self, node)
 
     def emit(self, operator: str, node: ir.Node, inputs: list[ir.Value], attributes: dict | None = None,
-             constants: dict | None = None, result: ir.Value | None = None) -> None:
-        """Append a node that computes ``result`` (by default the node's output), and what can be folded into it."""
+             constants: dict | None = None, result: ir.Value | None = None,
+             numbers: tuple[int, ...] | None = None) -> None:
+        """Append a node that computes ``result`` (by default the node's output), and what can be folded into it.
+
+        ``numbers``: the tensors to read, where they are not those of ``inputs``.
+        """
         values, arrays = dict(attributes or {}), dict(constants or {})
         result = node.outputs[0] if result is None else result
-        if "activation" in {a.name for a in program.OPERATORS[operator].integers} and not is_binary(node):
+        if "activation" in {a.name for a in program.OPERATORS[operator].integers} and not is_compressed(node):
             result = self.fold_activation(result, values, arrays)
-        if operator not in ("BinaryConv2d", "Concat", "FixedPoint"):
+        if operator not in ("BinaryConv2d", "Concat", "FixedPoint", "QuantConv2d", "Slice"):
             result = self.fold_fixed_point(result)
-        numbers = tuple(self.number(node, value) for value in inputs)
+        numbers = tuple(self.number(node, value) for value in inputs) if numbers is None else numbers
         if operator == "FixedPoint" or (operator == "Concat" and grid_of(result) < 0):
             numbers = tuple(map(self.as_float, numbers))
         try:
@@ -174,6 +181,15 @@ class _Writer:
     def number(self, node: ir.Node, value: ir.Value) -> int:
         _require(value in self.numbers, node, f"reads {value.name!r}, which is no image")
         return self.numbers[value]
+
+    def streamed(self, node: ir.Node, value: ir.Value) -> int:
+        """The tensor of a value, or a copy of a program's input: the engine would quantise all of that at once."""
+        number = self.number(node, value)
+        if number >= self.inputs:
+            return number
+        if number not in self.floats:
+            self.floats[number] = self.copy(number)
+        return self.floats[number]
 
     def fold_activation(self, value: ir.Value, values: dict, arrays: dict) -> ir.Value:
         if values.get("activation", FloatActivation.NONE) != FloatActivation.NONE:
@@ -245,7 +261,8 @@ def grid_of(value: ir.Value) -> int:
         return fixed_point_of(node).fraction_bits
     if is_binary(node):
         return spec_of(node).fraction_bits
-    if _key(node) in ("MaxPool", "Concat") or (_key(node) == "Resize" and attributes(node)["mode"] == "nearest"):
+    nearest = _key(node) == "Resize" and attributes(node)["mode"] == "nearest"
+    if nearest or _key(node) in ("MaxPool", "Concat", "Slice"):
         images = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         grids = {grid_of(v) for v in images}
         return grids.pop() if len(grids) == 1 else -1
@@ -279,6 +296,22 @@ def _binary_conv(writer: _Writer, node: ir.Node) -> None:
                  if o.constant and (v := operand(node, i)) is not None}
     inputs = [v for v in (operand(node, X), operand(node, RESIDUAL)) if v is not None]
     writer.emit("BinaryConv2d", node, inputs, spec.attributes(), constants)
+
+
+def _quant_conv(writer: _Writer, node: ir.Node) -> None:
+    """Reads the inputs of a :func:`joined <_is_joined>` concatenation itself."""
+    spec, source = quant_spec_of(node), node.inputs[X]
+    constants = {o.name: constant(v) for o, v in zip(QUANT_CONV2D.inputs, node.inputs, strict=True) if o.constant}
+    inputs = [source] if source in writer.numbers or not _is_joined(source.producer()) else source.producer().inputs
+    copies = [writer.streamed(node, value) for value in inputs]
+    writer.emit("QuantConv2d", node, list(inputs), spec.attributes(), constants, numbers=tuple(copies))
+
+
+def _is_joined(node: ir.Node | None) -> bool:
+    """Whether a concatenation of channels is only read by quantised convolutions, which take its inputs instead."""
+    return (node is not None and _key(node) == "Concat" and attributes(node)["axis"] % 4 == 1
+            and len(node.inputs) <= program.NODE_INPUTS and not node.outputs[0].is_graph_output()
+            and all(is_quant(user) and quant_spec_of(user).groups == 1 for user, _ in node.outputs[0].uses()))
 
 
 def _fixed_point(writer: _Writer, node: ir.Node) -> None:
@@ -453,8 +486,23 @@ def _activation(writer: _Writer, node: ir.Node) -> None:
 
 def _concat(writer: _Writer, node: ir.Node) -> None:
     _require(attributes(node)["axis"] % 4 == 1, node, "joins another axis than the channels")
+    if _is_joined(node):
+        return
     _require(len(node.inputs) <= program.NODE_INPUTS, node, f"joins more than {program.NODE_INPUTS} images")
     writer.emit("Concat", node, list(node.inputs))
+
+
+def _slice(writer: _Writer, node: ir.Node) -> None:
+    starts, ends, axes, steps = (None if v is None else constant(v) for v in (operand(node, i) for i in range(1, 5)))
+    _require(starts is not None and ends is not None and len(starts) == 1
+             and not (axes is None and operand(node, 3)) and not (steps is None and operand(node, 4)), node,
+             "takes computed places, or several axes at once")
+    axis, step = 0 if axes is None else int(axes[0]) % 4, 1 if steps is None else int(steps[0])
+    _require(axis == 1 and step == 1, node, "takes no range of channels")
+    channels = channels_of(node.inputs[0])
+    first, last = (min(max(v + channels if v < 0 else v, 0), channels) for v in (int(starts[0]), int(ends[0])))
+    _require(first < last, node, "takes nothing")
+    writer.emit("Slice", node, [node.inputs[0]], {"first": first})
 
 
 def _identity(writer: _Writer, node: ir.Node) -> None:
@@ -464,6 +512,7 @@ def _identity(writer: _Writer, node: ir.Node) -> None:
 #: ONNX operator (``domain::name`` outside the default domain) -> writer.
 WRITERS: dict[str, Callable[[_Writer, ir.Node], None]] = {
     f"{DOMAIN}::{BINARY_CONV2D.name}": _binary_conv,
+    f"{DOMAIN}::{QUANT_CONV2D.name}": _quant_conv,
     f"{DOMAIN}::{FIXED_POINT.name}": _fixed_point,
     "Conv": _convolution("Conv2d"),
     "ConvTranspose": _convolution("ConvTranspose2d"),
@@ -485,6 +534,7 @@ WRITERS: dict[str, Callable[[_Writer, ir.Node], None]] = {
     "Sigmoid": _activation,
     "Tanh": _activation,
     "Concat": _concat,
+    "Slice": _slice,
     "Identity": _identity,
     "Dropout": _identity,
 }

@@ -6,17 +6,21 @@ import onnx
 import onnx_ir as ir
 
 from irstd_edge.export.passes import lower_fixed_point
+from irstd_edge.export.passes.lower_quant import LowerQuant
 from irstd_edge.export.schema import register_schemas
 
 
 def to_onnx(model: ir.Model) -> bytes:
     """A single-file ONNX model, checked with full shape inference; metadata is reduced to layer names.
 
-    FixedPoint nodes are lowered, as ONNX Runtime's adapter has no kernel for them; ``model`` is left as it is.
+    FixedPoint nodes are lowered, and QuantConv2d ones outside of Programs, as ONNX Runtime's adapter has no kernel for
+    them; ``model`` is left as it is.
     Raises ``onnx.checker.ValidationError`` only on a defect of the exporter itself.
     """
     register_schemas()
-    proto = ir.to_proto(lower_fixed_point(model.clone()))
+    model = model.clone()
+    LowerQuant()(model)
+    proto = ir.to_proto(lower_fixed_point(model))
     # Values inside carry the exporter's own size symbols; the file keeps those of its input and output alone.
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto, full_check=True)

@@ -1,4 +1,4 @@
-"""A small writer of .tflite files on the generated flatbuffer classes; NHWC throughout, no TRANSPOSE."""
+"""A small writer of .tflite files on the generated flatbuffer classes; NHWC, transposed only where that has no form."""
 
 from __future__ import annotations
 

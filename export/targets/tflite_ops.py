@@ -203,7 +203,7 @@ def _transpose_conv(graph, x: int, weight, stride, pads, size, bias: int, out: i
     else:
         mode, produced = tfl.Padding.VALID, full
     direct = produced == size and (mode == tfl.Padding.SAME or before == (0, 0))
-    shape = graph.constant(_ints((n, *produced, weight.shape[1])))
+    shape = graph.size_constant(_ints((n, *produced, weight.shape[1])))
     target = out if direct else graph.temporary((n, *produced, weight.shape[1]))
     first_bias = bias if direct else graph.constant(np.zeros(weight.shape[1], np.float32))
     graph.op("TRANSPOSE_CONV", [shape, filters, x, first_bias], target, {"padding": mode, **options}, 3,
@@ -504,15 +504,64 @@ def _keeps_order(shape, axes) -> bool:
 
 
 def _view(graph: TfliteGraph, node: ir.Node) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze where both layouts hold the values in the same order."""
+    """Reshape, Flatten, Squeeze, Unsqueeze; through NCHW where NHWC holds the values in another order."""
     source, result = shape_of(node.inputs[0]), shape_of(node.outputs[0])
     x, out = graph.tensor(node.inputs[0]), graph.tensor(node.outputs[0])
-    same = source == result
-    _require(same or (_keeps_order(source, range(len(source))) and _keeps_order(result, range(len(result)))), node,
-             f"turns {list(source)} into {list(result)}, which NHWC cannot without a transpose; "
-             "reshape only [N, C, 1, 1] or single-channel maps")
-    graph.op("RESHAPE", [x, graph.constant(_ints(graph.shape(out)))], out, {"newShape": _ints(graph.shape(out))},
-             option_type="ReshapeOptions")
+    if source == result or (_keeps_order(source, range(len(source))) and _keeps_order(result, range(len(result)))):
+        _reshape_op(graph, x, out)
+        return
+    if len(source) == 4:
+        x = _transpose_op(graph, x, NHWC_AXIS, graph.temporary(source))
+    if len(result) == 4:
+        _transpose_op(graph, _reshape_op(graph, x, graph.temporary(result)), _NCHW_AXIS, out)
+    else:
+        _reshape_op(graph, x, out)
+
+
+def _reshape_op(graph: TfliteGraph, x: int, out: int) -> int:
+    shape = _ints(graph.shape(out))
+    return graph.op("RESHAPE", [x, graph.constant(shape)], out, {"newShape": shape}, option_type="ReshapeOptions")
+
+
+#: Place of each NHWC axis in NCHW.
+_NCHW_AXIS = (0, 2, 3, 1)
+
+
+def _transpose_op(graph: TfliteGraph, x: int, axes, out: int) -> int:
+    return graph.op("TRANSPOSE", [x, graph.constant(_ints(axes))], out, option_type="TransposeOptions")
+
+
+def _transpose(graph: TfliteGraph, node: ir.Node) -> None:
+    rank = _rank(node.inputs[0])
+    axes = [int(a) for a in attributes(node).get("perm", range(rank)[::-1])]
+    if rank == 4:
+        axes = [NHWC_AXIS[axes[a]] for a in _NCHW_AXIS]
+    _transpose_op(graph, graph.tensor(node.inputs[0]), axes, graph.tensor(node.outputs[0]))
+
+
+def _layer_norm(graph: TfliteGraph, node: ir.Node) -> None:
+    attrs, rank = attributes(node), _rank(node.inputs[0])
+    gain, offset = constant(node.inputs[1]), constant(operand(node, 2))
+    _require(rank != 4 and attrs.get("axis", -1) % rank == rank - 1 and gain is not None, node,
+             "is not over the last axis of [N, T, C], with constant gain")
+    x, out = graph.tensor(node.inputs[0]), graph.tensor(node.outputs[0])
+    shape, row = graph.shape(out), (*graph.shape(out)[:-1], 1)
+
+    def step(name, *inputs, to=shape, options=True):
+        return graph.op(name, list(inputs), graph.temporary(to),
+                        option_type=f"{name.title()}Options" if options else None)
+
+    def mean(value):
+        total = graph.temporary(row)
+        _reduce_op(graph, "MEAN", value, [rank - 1], True, total)
+        return total
+
+    centred = step("SUB", x, mean(x))
+    variance = step("ADD", mean(step("MUL", centred, centred)),
+                    graph.constant(np.array(attrs.get("epsilon", 1e-5), np.float32)), to=row)
+    scaled = step("MUL", centred, step("RSQRT", variance, to=row, options=False))
+    scaled = step("MUL", scaled, graph.constant(gain))
+    _add(graph, scaled, graph.constant(np.zeros_like(gain) if offset is None else offset), out)
 
 
 def _reduce(name: str) -> Callable:
@@ -561,9 +610,15 @@ _TILE_OPTIONS = {"TILE": "TileOptions", "BROADCAST_TO": "BroadcastToOptions"}
 
 
 def _gemm(graph: TfliteGraph, node: ir.Node) -> None:
-    attrs, weight = attributes(node), constant(node.inputs[1])
-    _require(_rank(node.inputs[0]) == 2 and weight is not None and weight.ndim == 2, node,
-             "multiplies computed matrices or maps; TFLite here has Linear on [N, C]")
+    attrs, weight, rank = attributes(node), constant(node.inputs[1]), _rank(node.inputs[0])
+    if weight is None:
+        _require(rank == _rank(node.inputs[1]) == 3 and node.op_type == "MatMul", node,
+                 "multiplies computed matrices of another rank than 3; TFLite here has [N, T, C] by [N, C, T]")
+        graph.op("BATCH_MATMUL", [graph.tensor(v) for v in node.inputs], graph.tensor(node.outputs[0]),
+                 option_type="BatchMatMulOptions")
+        return
+    _require(rank in (2, 3) and weight.ndim == 2, node,
+             "multiplies maps; TFLite here has Linear on [N, C] or [N, T, C]")
     plain = not attrs.get("transA", 0) and attrs.get("alpha", 1.0) == 1 and attrs.get("beta", 1.0) == 1
     _require(plain, node, "is scaled or transposed")
     weight = weight if attrs.get("transB", 0) else weight.T
@@ -573,7 +628,9 @@ def _gemm(graph: TfliteGraph, node: ir.Node) -> None:
              "has a bias that is computed, or one per row; TFLite has one per output")
     bias = np.broadcast_to(bias.reshape(-1), (outputs,))
     inputs = [graph.tensor(node.inputs[0]), graph.constant(weight), graph.constant(bias)]
-    graph.op("FULLY_CONNECTED", inputs, graph.tensor(node.outputs[0]), option_type="FullyConnectedOptions")
+    # Version 5 brought the option that keeps more than two axes.
+    graph.op("FULLY_CONNECTED", inputs, graph.tensor(node.outputs[0]), {"keepNumDims": rank > 2},
+             5 if rank > 2 else 1, "FullyConnectedOptions")
 
 
 def _depth_to_space(graph: TfliteGraph, node: ir.Node) -> None:
@@ -668,6 +725,8 @@ WRITERS: dict[str, Callable[[TfliteGraph, ir.Node], None]] = {
     "Flatten": _view,
     "Squeeze": _view,
     "Unsqueeze": _view,
+    "Transpose": _transpose,
+    "LayerNormalization": _layer_norm,
     "Tile": _tile("TILE"),
     "Expand": _tile("BROADCAST_TO"),
     "Gemm": _gemm,

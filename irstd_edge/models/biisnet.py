@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from irstd_edge.nn.binary import DotBinaryConv2d
-from irstd_edge.nn.blocks import Down, FloatUnit, UnitFactory, Up, exact_conv2d, grid_of
+from irstd_edge.nn.binary import STYLES, BinaryUnit, DotBinaryConv2d, UnitStyle, dot_style
+from irstd_edge.nn.blocks import Down, FloatUnit, UnitFactory, Up, exact_conv2d, grid_of, probability_head
 
 
 class BiisNet(nn.Module):
@@ -44,9 +44,7 @@ class BiisNet(nn.Module):
         self.bottleneck = stage(c3, bottleneck)
         self.up2, self.decoder2 = Up(unit, c3), stage(c2, blocks)
         self.up1, self.decoder1 = Up(unit, c2), stage(c1, blocks)
-        self.head = nn.Conv2d(c1, 1, 1)
-        # Targets cover some 0.1 % of an image: start from a low probability everywhere.
-        nn.init.constant_(self.head.bias, -4.0)
+        self.head = probability_head(c1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         e1 = self.encoder1(self.stem(x))
@@ -60,6 +58,24 @@ class BiisNet(nn.Module):
 def biisnet(reading: str = "add", **kwargs) -> BiisNet:
     """The binarised network (about 7.7K parameters as the field counts: binary / 32 + full-precision convolutions)."""
     return BiisNet(unit=partial(DotBinaryConv2d, reading=reading), **kwargs)
+
+
+#: Networks of biisnet's topology and budget by what follows ``biisnet-`` in their names: one choice changed each, or
+#: the unit of another binary network.
+VARIANTS: dict[str, UnitStyle] = {
+    "modulate": dot_style("modulate"),
+    "pointwise": dot_style("pointwise"),
+    "nopath": dot_style("none"),
+    "ste": dot_style(surrogate="ste"),
+    "approxsign": dot_style(surrogate="approxsign"),
+    "tanh": dot_style(surrogate="scaled-tanh"),
+    **{name: style for name, style in STYLES.items() if name != "dot"},
+}
+
+
+def biisnet_variant(name: str, **kwargs) -> BiisNet:
+    """A network of :data:`VARIANTS`."""
+    return BiisNet(unit=partial(BinaryUnit, style=VARIANTS[name]), **kwargs)
 
 
 def biisnet_float(**kwargs) -> BiisNet:

@@ -1,12 +1,14 @@
-"""Binarised layers: the surrogate, the plain binary convolution and the Dot-binary unit.
+"""Binarised layers: sign with its surrogates, the plain binary convolution, the units of BiisNet and its rivals.
 
 Dynamic Softsign and Dot-binary convolution are reconstructed from the abstract of BiisNet
-(arXiv 2503.02662), which prints no formula; what is here is our reading.
+(arXiv 2503.02662), which prints no formula; what is here is our reading. The other units
+(:data:`STYLES`) follow their papers' descriptions.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,35 +26,35 @@ SLOPE_FRACTION_BITS = 8
 DOT_READINGS = ("add", "modulate", "pointwise")
 
 
-class _SignDynamicSoftsign(torch.autograd.Function):
-    """Forward sign(k * (x + shift)) with sign(0) = +1; backward through k u / (1 + k |u|), u = x + shift."""
+#: What the backward pass takes for the derivative of sign, as s'(v) of v = k (x + shift), and whether k is learned.
+SURROGATES = {
+    "dynamic-softsign": (lambda v: 1 / (1 + v.abs()).square(), True),  # BiisNet, reconstructed: v / (1 + |v|)
+    "ste": (lambda v: (v.abs() <= 1).to(v.dtype), False),  # XNOR-Net: clip(v, -1, 1)
+    "approxsign": (lambda v: torch.clamp(2 - 2 * v.abs(), min=0), False),  # Bi-Real Net: piecewise quadratic
+    "scaled-tanh": (lambda v: 1 - torch.tanh(v).square(), True),  # BiSRNet: tanh(v)
+}
+
+
+class _Sign(torch.autograd.Function):
+    """Forward sign(x + shift) with sign(0) = +1; backward through s(k (x + shift)), s by its name.
+
+    Shift and k may be None.
+    """
 
     @staticmethod
-    def forward(ctx, x, shift, k):
+    def forward(ctx, x, shift, k, surrogate):
         ctx.save_for_backward(x, shift, k)
-        return torch.where(x >= -shift, 1.0, -1.0).to(x.dtype)
+        ctx.surrogate = surrogate
+        return torch.where(x >= (0 if shift is None else -shift), 1.0, -1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, shift, k = ctx.saved_tensors
-        u = x + shift
-        g = grad / (1 + k * u.abs()).square()
-        gx = g * k
-        return gx, _reduce(gx, shift), _reduce(g * u, k)
-
-
-class _SignClipped(torch.autograd.Function):
-    """Forward sign with sign(0) = +1; backward the straight-through estimator clipped to [-1, 1]."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * (x.abs() <= 1)
+        u = x if shift is None else x + shift
+        derivative, _ = SURROGATES[ctx.surrogate]
+        g = grad * derivative(u if k is None else k * u)
+        gx = g if k is None else g * k
+        return (gx, None if shift is None else _reduce(gx, shift), None if k is None else _reduce(g * u, k), None)
 
 
 def _reduce(grad: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -67,34 +69,47 @@ def dynamic_softsign(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 def sign_ste(x: torch.Tensor) -> torch.Tensor:
     """sign with sign(0) = +1 and the clipped straight-through gradient."""
-    return _SignClipped.apply(x)
+    return _Sign.apply(x, None, None, "ste")
 
 
-class DynamicSoftsign(nn.Module):
-    """Binarise ``x + shift`` to +1/-1; the backward pass uses Dynamic Softsign of learned slope k > 0.
+class Binarize(nn.Module):
+    """Binarise ``x + shift`` to +1/-1; the backward pass uses a surrogate, see :data:`SURROGATES`.
 
     Args:
-        channels: input channels; shift and slope are learned per channel (``channel shift/scale``).
-        k_init: initial slope.
+        channels: input channels; shift and slope, where there are any, are learned per channel.
+        surrogate: a key of :data:`SURROGATES`.
+        shifted: whether a shift is learned.
+        k_init: initial slope k > 0 of a surrogate that learns it.
 
-    Shapes: float ``[N, C, H, W]`` to float ``[N, C, H, W]`` of +1 and -1.
+    Shapes: float ``[N, C, H, W]`` to float ``[N, C, H, W]`` of +1 and -1. Raises :class:`ValueError`.
     """
 
-    def __init__(self, channels: int, k_init: float = 1.0):
+    def __init__(self, channels: int, surrogate: str = "dynamic-softsign", shifted: bool = True, k_init: float = 1.0):
         super().__init__()
-        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.slope = nn.Parameter(torch.full((channels, 1, 1), math.log(math.expm1(k_init))))
+        if surrogate not in SURROGATES:
+            raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}, got {surrogate!r}")
+        self.surrogate, (_, learned) = surrogate, SURROGATES[surrogate]
+        self.shift = nn.Parameter(torch.zeros(channels, 1, 1)) if shifted else None
+        slope = torch.full((channels, 1, 1), math.log(math.expm1(k_init)))
+        self.slope = nn.Parameter(slope) if learned else None
 
     @property
-    def k(self) -> torch.Tensor:
-        return F.softplus(self.slope)
+    def k(self) -> torch.Tensor | None:
+        return None if self.slope is None else F.softplus(self.slope)
 
-    def threshold(self) -> torch.Tensor:
-        """``[C]``: the output is +1 where x >= threshold."""
-        return -self.shift.detach().flatten()
+    def threshold(self) -> torch.Tensor | float:
+        """``[C]``, or 0 without a shift: the output is +1 where x >= threshold."""
+        return 0.0 if self.shift is None else -self.shift.detach().flatten()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _SignDynamicSoftsign.apply(x, self.shift, self.k)
+        return _Sign.apply(x, self.shift, self.k, self.surrogate)
+
+
+class DynamicSoftsign(Binarize):
+    """Binarise with Dynamic Softsign of a learned slope and shift per channel."""
+
+    def __init__(self, channels: int, k_init: float = 1.0):
+        super().__init__(channels, k_init=k_init)
 
 
 class RPReLU(nn.Module):
@@ -191,18 +206,48 @@ class FoldedBinaryConv2d(nn.Module):
         )
 
 
-class DotBinaryConv2d(nn.Module):
-    """Dot-binary convolution (reconstructed): a binary convolution that keeps a full-precision path around it.
+@dataclass(frozen=True)
+class UnitStyle:
+    """How a unit is built around its binary convolution; r is the full-precision feature that goes past it.
 
-    Training computes sign, convolution, BN, RPReLU and the full-precision path as separate differentiable steps.
-    Evaluation computes the folded operator (:meth:`fold`), whose constants lie on fixed-point grids and whose steps
-    are 16-bit integers, so that every runtime reproduces it bit for bit.
+    Args:
+        residual: a reading of Dot-binary convolution, or ``none``: nothing goes past.
+        surrogate: a key of :data:`SURROGATES`.
+        shifted: whether signs are taken of ``x + shift``, shift learned per channel.
+        norm: BN ``after`` the convolution, ``before`` the sign (without gain: a positive one changes no sign, and
+            the shift is its offset), or ``none``.
+        activation: ``rprelu``, ``relu`` or ``none``.
+        activation_first: whether the activation comes before r is added.
+    """
+
+    residual: str = "add"
+    surrogate: str = "dynamic-softsign"
+    shifted: bool = True
+    norm: str = "after"
+    activation: str = "rprelu"
+    activation_first: bool = True
+
+
+#: The units by name: BiisNet's (reconstructed) and those that binary networks compare with.
+STYLES: dict[str, UnitStyle] = {
+    "dot": UnitStyle(),
+    "xnor": UnitStyle("none", "ste", norm="before", activation="relu"),
+    "bireal": UnitStyle("add", "approxsign", shifted=False, activation="none"),
+    "reactnet": UnitStyle("add", "approxsign", activation_first=False),
+    "bisrnet": UnitStyle("add", "scaled-tanh", norm="none"),
+}
+
+
+class BinaryUnit(nn.Module):
+    """A binary convolution with its sign, normalisation, activation and full-precision path, as a style says.
+
+    Training computes them as separate differentiable steps. Evaluation computes the folded operator (:meth:`fold`),
+    whose constants lie on fixed-point grids and whose steps are 16-bit integers, so that every runtime reproduces it
+    bit for bit.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_value: as :class:`BinaryConv2d`.
-        reading: how the binary result meets the full-precision feature r:
-            ``add``: RPReLU(BN(a * bconv(x))) + r;  ``modulate``: r + r * tanh(BN(a * bconv(x)));
-            ``pointwise``: RPReLU(BN(a * bconv(x))) + depthwise(r), a full-precision 3x3 depth-wise path.
+        style: a :class:`UnitStyle`.
         fraction_bits: fixed-point grid of evaluation, or -1 for plain float32.
 
     Shapes: ``forward(x, r=None)``; r (default x) has channels that divide or are a multiple of OC
@@ -210,19 +255,20 @@ class DotBinaryConv2d(nn.Module):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, padding=1, dilation=1, groups=1, *,
-                 pad_value: int = 0, reading: str = "add", fraction_bits: int = 8):
+                 style: UnitStyle = STYLES["dot"], pad_value: int = 0, fraction_bits: int = 8):
         super().__init__()
-        if reading not in DOT_READINGS:
-            raise ValueError(f"reading must be one of {', '.join(DOT_READINGS)}, got {reading!r}")
-        self.reading = reading
+        self.style = style
         self.fraction_bits = fraction_bits
-        self.sign = DynamicSoftsign(in_channels)
+        self.sign = Binarize(in_channels, style.surrogate, style.shifted)
         self.conv = BinaryConv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
                                  pad_value=pad_value, binarize_input=False)
-        self.norm = nn.BatchNorm2d(out_channels)
-        self.activation = None if reading == "modulate" else RPReLU(out_channels)
+        self.norm = nn.Identity()
+        if style.norm != "none":
+            self.norm = nn.BatchNorm2d(out_channels) if style.norm == "after" \
+                else nn.BatchNorm2d(in_channels, affine=False)
+        self.activation = RPReLU(out_channels) if style.activation == "rprelu" else None
         self.path = None
-        if reading == "pointwise":
+        if style.residual == "pointwise":
             # Features are larger than inputs: 13 bits are ±32, at the price of coarser weights.
             self.path = exact_conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False,
                                      fraction_bits=fraction_bits, input_bits=13)
@@ -231,11 +277,15 @@ class DotBinaryConv2d(nn.Module):
     def fold(self) -> FoldedBinaryConv2d:
         """The inference form. Scales lie on the grid of :data:`SCALE_FRACTION_BITS`; biases and shifts on that of the
         output and slopes on that of :data:`SLOPE_FRACTION_BITS`, or all with the scales without ``fraction_bits``."""
-        norm, fixed = self.norm, self.fraction_bits >= 0
+        style, norm, fixed = self.style, self.norm, self.fraction_bits >= 0
         shift_bits, slope_bits = (self.fraction_bits, SLOPE_FRACTION_BITS) if fixed else (SCALE_FRACTION_BITS,) * 2
-        gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-        scale = _to_grid(self.conv.alpha() * gain, SCALE_FRACTION_BITS)
-        bias = _to_grid(norm.bias.detach() - norm.running_mean * gain, shift_bits)
+        scale, bias = self.conv.alpha(), torch.zeros_like(self.conv.alpha())
+        threshold = self.sign.threshold() + torch.zeros(self.conv.spec.in_channels, device=scale.device)
+        if style.norm == "after":
+            gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+            scale, bias = scale * gain, norm.bias.detach() - norm.running_mean * gain
+        elif style.norm == "before":
+            threshold = norm.running_mean + threshold * torch.sqrt(norm.running_var + norm.eps)
         parameters = None
         if self.activation is not None:
             act = self.activation
@@ -243,36 +293,75 @@ class DotBinaryConv2d(nn.Module):
             parameters = torch.stack([_to_grid(row.detach(), bits) for row, bits in rows])
         spec = BinaryConv2dSpec(**{
             **self.conv.spec.attributes(),
-            "residual": int(Residual.MODULATE if self.reading == "modulate" else Residual.ADD),
-            "activation": int(Activation.NONE if parameters is None else Activation.RPRELU),
+            "residual": int({"none": Residual.NONE, "modulate": Residual.MODULATE}.get(style.residual, Residual.ADD)),
+            "activation": int({"rprelu": Activation.RPRELU, "relu": Activation.CLAMP}.get(
+                style.activation, Activation.NONE)),
+            "activation_first": int(style.activation_first),
             "fraction_bits": self.fraction_bits,
+            **({"clamp_min": 0.0} if style.activation == "relu" else {}),
         })
-        return FoldedBinaryConv2d(spec, self.conv.packed_weight(), self.sign.threshold(), scale, bias, parameters)
+        return FoldedBinaryConv2d(spec, self.conv.packed_weight(), threshold, _to_grid(scale, SCALE_FRACTION_BITS),
+                                  _to_grid(bias, shift_bits), parameters)
 
     def freeze(self) -> nn.Module:
-        """The folded operator, and the full-precision path where the reading has one."""
-        return FrozenDotBinaryConv2d(self)
+        """The folded operator, and the full-precision path where the style has one."""
+        return FrozenBinaryUnit(self)
+
+    def _activate(self, y: torch.Tensor) -> torch.Tensor:
+        if self.activation is not None:
+            return self.activation(y)
+        return F.relu(y) if self.style.activation == "relu" else y
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        r = x if residual is None else residual
+        style, r = self.style, x if residual is None else residual
         if self.path is not None:
             r = self.path(r)
         if not self.training:
-            return self.fold()(x, r)
-        y = self.norm(self.conv(self.sign(x)))
+            return self.fold()(x, None if style.residual == "none" else r)
+        y = self.conv(self.sign(self.norm(x))) if style.norm == "before" else self.norm(self.conv(self.sign(x)))
+        if style.residual == "none":
+            return self._activate(y)
         r = _match(r, y.shape[1])
-        return r + r * torch.tanh(y) if self.reading == "modulate" else self.activation(y) + r
+        if style.residual == "modulate":
+            return r + r * torch.tanh(y)
+        return self._activate(y) + r if style.activation_first else self._activate(y + r)
 
 
-class FrozenDotBinaryConv2d(nn.Module):
-    """:class:`DotBinaryConv2d` for inference: its folded operator and its full-precision path."""
+class DotBinaryConv2d(BinaryUnit):
+    """Dot-binary convolution (reconstructed): a binary convolution that keeps a full-precision path around it.
 
-    def __init__(self, unit: DotBinaryConv2d):
+    Args:
+        in_channels ... pad_value, fraction_bits: as :class:`BinaryUnit`.
+        reading: how the binary result meets the full-precision feature r:
+            ``add``: RPReLU(BN(a * bconv(x))) + r;  ``modulate``: r + r * tanh(BN(a * bconv(x)));
+            ``pointwise``: RPReLU(BN(a * bconv(x))) + depthwise(r), a full-precision 3x3 depth-wise path.
+        surrogate: a key of :data:`SURROGATES`.
+    """
+
+    def __init__(self, *args, reading: str = "add", surrogate: str = "dynamic-softsign", **kwargs):
+        if reading not in DOT_READINGS:
+            raise ValueError(f"reading must be one of {', '.join(DOT_READINGS)}, got {reading!r}")
+        self.reading = reading
+        super().__init__(*args, style=dot_style(reading, surrogate), **kwargs)
+
+
+def dot_style(reading: str = "add", surrogate: str = "dynamic-softsign") -> UnitStyle:
+    """The style of Dot-binary convolution with a reading (or ``none``: no path goes past) and a surrogate."""
+    return UnitStyle(reading, surrogate, activation="none" if reading == "modulate" else "rprelu")
+
+
+class FrozenBinaryUnit(nn.Module):
+    """:class:`BinaryUnit` for inference: its folded operator and its full-precision path."""
+
+    def __init__(self, unit: BinaryUnit):
         super().__init__()
         self.operator = unit.fold()
         self.path = unit.path.freeze() if isinstance(unit.path, ExactConv2d) else unit.path
+        self.residual = unit.style.residual != "none"
 
     def forward(self, x, residual=None):
+        if not self.residual:
+            return self.operator(x)
         r = x if residual is None else residual
         return self.operator(x, r if self.path is None else self.path(r))
 

@@ -64,6 +64,35 @@ class Up(nn.Module):
         return self.grid(F.interpolate(self.unit(x), scale_factor=2, mode="bilinear", align_corners=False))
 
 
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 1, *, stride: int = 1, dilation: int = 1,
+            groups: int = 1) -> nn.Sequential:
+    """A convolution without bias, padded to keep the size, and BN."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False),
+        nn.BatchNorm2d(out_channels))
+
+
+def probability_head(channels: int) -> nn.Conv2d:
+    """The last convolution, 1x1 to one channel of logits."""
+    head = nn.Conv2d(channels, 1, 1)
+    # Targets cover some 0.1 % of an image: start from a low probability everywhere.
+    nn.init.constant_(head.bias, -4.0)
+    return head
+
+
+class FCNHead(nn.Module):
+    """ACM's head: 3x3 to a quarter of the channels, BN, ReLU, dropout of 0.1, 1x1 to one channel of logits."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block = nn.Sequential(*conv_bn(channels, channels // 4, 3), nn.ReLU(), nn.Dropout(0.1),
+                                   probability_head(channels // 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
 class FloatUnit(nn.Module):
     """The float counterpart of :class:`~irstd_edge.nn.binary.DotBinaryConv2d`: conv, BN, PReLU, shortcut."""
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from irstd_edge.opspec import Activation, BinaryConv2dSpec, FixedPointSpec, OpSpecError, Residual
+from irstd_edge.opspec import (
+    Activation,
+    BinaryConv2dSpec,
+    FixedPointSpec,
+    OpSpecError,
+    QuantConv2dSpec,
+    Residual,
+    integer_range,
+)
 
 
 def pack_bits(positive: torch.Tensor) -> torch.Tensor:
@@ -27,6 +35,36 @@ def unpack_bits(words: torch.Tensor, channels: int) -> torch.Tensor:
     """Inverse of :func:`pack_bits`: int32 ``[OC, KH, KW, words]`` to float32 +1/-1 ``[OC, channels, KH, KW]``."""
     bits = (words.to(torch.int64).unsqueeze(-1) >> torch.arange(32, device=words.device)) & 1
     return (bits.flatten(-2)[..., :channels] * 2 - 1).permute(0, 3, 1, 2).to(torch.float32).contiguous()
+
+
+def pack_integers(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack integer weights ``[OC, IC/groups, KH, KW]`` (any dtype) of ``bits`` bits to uint8 ``[OC, bytes]``.
+
+    Two's complement, least significant bit first, in the order kernel row, column, channel; one bit is +1 or -1.
+    Raises :class:`~irstd_edge.opspec.OpSpecError` where a weight is none of the integers of so many bits.
+    """
+    low, high = integer_range(bits, True)
+    given = weight.permute(0, 2, 3, 1).flatten(1)
+    values = given.to(torch.int64)
+    wrong = (values != given) | (values < low) | (values > high)
+    if (wrong | (values == 0) if bits == 1 else wrong).any():
+        raise OpSpecError(f"weights must be integers of {bits} bits, {low} to {high}"
+                          f"{' without 0' if bits == 1 else ''}")
+    values = (values + 1) // 2 if bits == 1 else values
+    stream = ((values.unsqueeze(-1) >> torch.arange(bits, device=weight.device)) & 1).flatten(1)
+    octets = F.pad(stream, (0, -stream.shape[1] % 8)).unflatten(1, (-1, 8))
+    return (octets << torch.arange(8, device=weight.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_integers(packed: torch.Tensor, spec: QuantConv2dSpec) -> torch.Tensor:
+    """Inverse of :func:`pack_integers`: uint8 ``[OC, bytes]`` to float32 integers ``[OC, IC/groups, KH, KW]``."""
+    k = spec.weight_bits
+    stream = ((packed.to(torch.int64).unsqueeze(-1) >> torch.arange(8, device=packed.device)) & 1).flatten(1)
+    bits = stream[:, : spec.macs_per_output * k].unflatten(1, (-1, k))
+    values = (bits << torch.arange(k, device=packed.device)).sum(-1)
+    values = 2 * values - 1 if k == 1 else torch.where(values >= 2 ** (k - 1), values - 2**k, values)
+    shape = (spec.out_channels, spec.kernel_h, spec.kernel_w, spec.in_channels // spec.groups)
+    return values.view(shape).permute(0, 3, 1, 2).to(torch.float32).contiguous()
 
 
 def round_half_up(x: torch.Tensor) -> torch.Tensor:
@@ -176,6 +214,11 @@ def _(x, weight, threshold, scale, bias, activation_parameters, residual_input, 
     spec = BinaryConv2dSpec.from_attributes(
         dict(zip(BinaryConv2dSpec(1, 1, 1, 1, 0).attributes(), attributes, strict=True))
     )
+    return _fake_output(x, spec)
+
+
+def _fake_output(x: torch.Tensor, spec: BinaryConv2dSpec | QuantConv2dSpec) -> torch.Tensor:
+    """An empty output; the size may be symbolic, so it is not checked."""
     height = x.shape[2] + spec.pad_top + spec.pad_bottom - spec.dilation_h * (spec.kernel_h - 1) - 1
     width = x.shape[3] + spec.pad_left + spec.pad_right - spec.dilation_w * (spec.kernel_w - 1) - 1
     return x.new_empty(
@@ -216,3 +259,50 @@ def binary_conv2d(
     return torch.ops.irstd.binary_conv2d(
         x, weight, threshold, scale, bias, activation_parameters, residual, *spec.attributes().values()
     )
+
+
+_QUANT_EXAMPLE = QuantConv2dSpec(1, 1, 1, 1, 8, 8, 1.0)
+
+torch.library.define(
+    "irstd::quant_conv2d",
+    "(Tensor x, Tensor weight, Tensor scale, Tensor bias, " + ", ".join(
+        f"{'int' if isinstance(v, int) else 'float'} {name}" for name, v in _QUANT_EXAMPLE.attributes().items()
+    ) + ") -> Tensor",
+)
+
+
+def _quant_spec(attributes) -> QuantConv2dSpec:
+    return QuantConv2dSpec.from_attributes(dict(zip(_QUANT_EXAMPLE.attributes(), attributes, strict=True)))
+
+
+def quantize(x: torch.Tensor, inverse_step: float, low: int, high: int, zero_point: int = 0) -> torch.Tensor:
+    """``min(max(rne(x * inverse_step) + zero_point, low), high)`` as float32 integers; a NaN becomes ``low``."""
+    inverse = torch.tensor(inverse_step, dtype=torch.float32, device=x.device)
+    q = torch.clamp(torch.round(x * inverse) + zero_point, low, high)
+    return torch.nan_to_num(q, nan=float(low))
+
+
+@torch.library.impl("irstd::quant_conv2d", "CompositeExplicitAutograd")
+def _quant_conv2d(x, weight, scale, bias, *attributes):
+    spec = _quant_spec(attributes)
+    q = quantize(x, spec.inverse_step, *spec.activation_range, spec.zero_point) - spec.zero_point
+    q = F.pad(q, (spec.pad_left, spec.pad_right, spec.pad_top, spec.pad_bottom))
+    # Sums beyond 24 bits are exact in float64 alone.
+    exact = torch.float32 if spec.largest_sum < 2**24 else torch.float64
+    acc = F.conv2d(
+        q.to(exact), unpack_integers(weight, spec).to(exact), stride=(spec.stride_h, spec.stride_w),
+        dilation=(spec.dilation_h, spec.dilation_w), groups=spec.groups,
+    ).to(torch.float32)
+    v = acc * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    return torch.clamp(v, spec.clamp_min, spec.clamp_max)
+
+
+@torch.library.register_fake("irstd::quant_conv2d")
+def _(x, weight, scale, bias, *attributes):
+    return _fake_output(x, _quant_spec(attributes))
+
+
+def quant_conv2d(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor,
+                 spec: QuantConv2dSpec) -> torch.Tensor:
+    """``irstd.QuantConv2d`` as :mod:`irstd_edge.opspec` defines it; float32 NCHW in and out, no gradient."""
+    return torch.ops.irstd.quant_conv2d(x, weight, scale, bias, *spec.attributes().values())

@@ -1,60 +1,21 @@
-"""The commands ``models``, ``data`` and ``train``."""
+"""The commands ``data``, ``train`` and ``distill``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+from time import monotonic
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from irstd_edge.data import DATASETS, DataError, check_dataset
-from irstd_edge.files import check_writable, write_text
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
-_OPERATIONS = ("macs", "bops", "ops")
-
-
-@click.command(help="List the networks: size, operations at 256 x 256, measured accuracy.")
-@click.option("--json", "json_file", type=_PATH, help="Write the list to this file too.")
-def models(json_file: Path | None) -> None:
-    if json_file:
-        check_writable(json_file)
-    entries = describe_models()
-    table = Table(title="Networks at 256 x 256")
-    table.add_column("network", no_wrap=True)
-    for name in ("raw", "bin/32+conv", "bin/32+all", "MACs", "BOPs", "OPs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for e in entries:
-        table.add_row(e["name"], *(f"{v:,}" for v in e["params"].values()), *(_short(e[k]) for k in _OPERATIONS))
-    console = Console()
-    console.print(table)
-    notes = ["Parameters: raw = all learned values; bin/32+conv = binary weights / 32 + full-precision convolutions",
-             "(the field's count); bin/32+all = binary weights / 32 + all else. OPs = MACs + BOPs / 64.", ""]
-    for e in entries:
-        notes.append(f"{e['name']}: {e['summary']}; {e['source']}")
-        notes += [f"  {name} ({m['protocol']}): IoU {m['iou']:.4f}  nIoU {m['niou']:.4f}  Pd {m['pd']:.4f}  "
-                  f"Fa {m['fa'] * 1e6:.2f}e-6" for name, m in e["metrics"].items()] or ["  no trained weights here"]
-    console.print("\n".join(notes), highlight=False, soft_wrap=True)
-    if json_file:
-        write_text(json_file, json.dumps(entries, indent=2) + "\n")
-
-
-def describe_models() -> list[dict]:
-    """Every network of the registry: name, summary, source, params, macs, bops, ops, input, metrics by data set."""
-    from irstd_edge.checkpoints import build_network
-    from irstd_edge.complexity import measure_complexity
-    from irstd_edge.models.registry import MODELS
-    from irstd_edge.zoo import zoo_card
-
-    return [
-        {"name": m.name, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
-         **measure_complexity(build_network(m.name)).as_dict(), "metrics": (zoo_card(m.name) or {}).get("metrics", {})}
-        for m in MODELS.values()
-    ]
+#: The picture of the curves is drawn again after so long, and at the end.
+_CURVES_SECONDS = 60
 
 
 @click.command(help="Show the public data sets, where to get them and how to lay them out; check a local copy.")
@@ -92,33 +53,99 @@ def data(root: Path | None) -> None:
         raise DataError(f"{root}: problems in {', '.join(bad)}, listed above")
 
 
-@click.command(help="Train by RECIPE: a TOML file, or the name of a shipped one (biisnet-nuaa).")
-@click.argument("recipe")
-@click.option("--root", type=_PATH, required=True, help="Folder that holds the data sets' folders.")
-@click.option("--out", type=_PATH, required=True, help="Folder of the run: weights, curves, state.")
-@click.option("--resume", is_flag=True, help="Go on after the last validation of the run in --out.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default bf16 on CUDA, else fp32.")
+def _run_options(command):
+    """The options that every command which trains shares."""
+    for option in reversed((
+        click.option("--root", type=_PATH, required=True, help="Folder that holds the data sets' folders."),
+        click.option("--out", type=_PATH, required=True, help="Folder of the run: weights, curves, state. Of several "
+                                                              "runs: one folder each in it."),
+        click.option("--resume", is_flag=True, help="Go on after the last saved state of the run in --out."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default bf16 on CUDA, else fp32."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice."),
+        click.option("--minutes", type=click.FloatRange(0), help="Stop then, resumable, at the end of an epoch."),
+        click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's."),
+        click.option("--seed", "seeds", type=click.IntRange(0), multiple=True,
+                     help="Seed in place of the recipe's; repeatable, each is a run."),
+        click.option("--init", "initial", type=_PATH, help="Weights to start from."),
+        click.option("--allow-pickle", is_flag=True,
+                     help="Let --init and a teacher's checkpoint be pickles, which can run code."),
+    )):
+        command = option(command)
+    return command
+
+
+@click.command(help="Train by RECIPES: TOML files, or names of shipped ones (biisnet-nuaa). Several, or several seeds, "
+                    "are trained side by side in one process, a step of each in turn. Under torchrun one run is "
+                    "shared by all processes.")
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@_run_options
 @click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile (needs a C++ compiler).")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
-@click.option("--init", "initial", type=_PATH, help="Weights to start from.")
-@click.option("--allow-pickle", is_flag=True, help="Let --init be a pickled checkpoint, which can run code.")
-def train(recipe, root, out, resume, device, precision, compile_network, threads, epochs, initial, allow_pickle) -> None:
+def train(recipes, **options) -> None:
+    from irstd_edge.training.recipe import Recipe
+
+    _train([(Path(name).stem, Recipe.find(name)) for name in recipes], **options)
+
+
+@click.command(help="Train the network of RECIPE with a teacher's help. Options go before the recipe's table "
+                    "[distill]; layers are named as in PyTorch's named_modules().")
+@click.argument("recipe")
+@_run_options
+@click.option("--student", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
+@click.option("--teacher", metavar="NAME|MODULE:FACTORY", help="The network to learn from.")
+@click.option("--teacher-checkpoint", "checkpoint", metavar="FILE", help="Its weights; default those of the zoo.")
+@click.option("--features", multiple=True, metavar="TEACHER.LAYER=STUDENT.LAYER", help="A pair of layers; repeatable.")
+@click.option("--method", type=click.Choice(["msa", "semantic"]),
+              help="msa: feature maps, guided by spatial attention; semantic: tokens, through self-attention.")
+@click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over that of the loss.")
+@click.option("--attention", type=click.FloatRange(0), help="Of msa: what the most salient place counts more.")
+def distill(recipe, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, allow_pickle,
+            student, **table) -> None:
+    from dataclasses import replace
+
+    from irstd_edge.training.recipe import Recipe, RecipeError
+
+    settings = Recipe.find(recipe)
+    table = {k: v for k, v in table.items() if v not in (None, ())}
+    known = settings.as_dict().get("distill", {})
+    if missing := [name for name in ("teacher", "features") if name not in known | table]:
+        raise click.UsageError(f"{recipe} has no [distill] {' and '.join(missing)}: give "
+                               + " and ".join(f"--{name}" for name in missing))
+    if "teacher" in table and "checkpoint" not in table:
+        known.pop("checkpoint", None)  # it belongs to the recipe's teacher
+    try:
+        settings = Recipe.from_dict(settings.as_dict() | {"distill": known | table})
+    except RecipeError as e:
+        raise click.UsageError(str(e)) from e
+    if student:
+        settings = replace(settings, network=student)
+    _train([(Path(recipe).stem, settings)], root, out, resume, device, precision, threads, minutes, epochs, seeds,
+           initial, allow_pickle)
+
+
+def _train(recipes, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, allow_pickle,
+           compile_network=False) -> None:
     from dataclasses import replace
 
     import torch
 
     from irstd_edge.checkpoints import read_checkpoint
     from irstd_edge.errors import MissingError
-    from irstd_edge.training.curves import plot_curves, require_matplotlib
-    from irstd_edge.training.loop import Epoch
-    from irstd_edge.training.loop import train as run_training
-    from irstd_edge.training.recipe import Recipe
+    from irstd_edge.plots import require_matplotlib
+    from irstd_edge.training.curves import plot_curves
+    from irstd_edge.training.loop import Run, train_side_by_side
+    from irstd_edge.training.parallel import process_group, rank_and_size
 
-    settings = Recipe.find(recipe)
+    began = monotonic()
     if epochs:
-        settings = replace(settings, epochs=epochs)
+        recipes = [(name, replace(r, epochs=epochs)) for name, r in recipes]
+    if seeds:
+        recipes = [(f"{name}-seed{seed}" if len(seeds) > 1 else name, replace(r, seed=seed))
+                   for name, r in recipes for seed in seeds]
+    names = [name for name, _ in recipes]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise click.UsageError(f"{', '.join(sorted(twice))} is given twice: each run needs a name of its own")
+    folders = [out] if len(recipes) == 1 else [out / name for name in names]
     require_matplotlib()
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
@@ -127,40 +154,55 @@ def train(recipe, root, out, resume, device, precision, compile_network, threads
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     weights = read_checkpoint(initial, allow_pickle) if initial else None
+    cache: dict = {}
 
-    with _progress() as progress:
-        task = progress.add_task(settings.network, total=settings.epochs, loss="", accuracy="")
+    with process_group(device) as own_device:
+        rank, size = rank_and_size()
+        if size > 1 and len(recipes) > 1:
+            raise click.UsageError("torchrun shares one run among its processes: give one recipe and one seed")
+        runs = [Run(r, root, folder, device=own_device, precision=precision, compile_network=compile_network,
+                    resume=resume, initial=weights, allow_pickle=allow_pickle, cache=cache)
+                for (_, r), folder in zip(recipes, folders, strict=True)]
+        with _progress(visible=rank == 0) as progress:
+            tasks = {id(run): progress.add_task(name, total=run.recipe.epochs, completed=run.epoch, loss="",
+                                                accuracy="") for name, run in zip(names, runs, strict=True)}
 
-        def on_epoch(epoch: Epoch) -> None:
-            progress.update(task, completed=epoch.epoch, loss=f"loss {epoch.loss:.4f}")
-            if epoch.accuracy is None:
-                return
-            a = epoch.accuracy
-            text = f"IoU {a.iou:.3f} nIoU {a.niou:.3f} Pd {a.pd:.3f} Fa {a.fa * 1e6:.1f}e-6"
-            progress.update(task, accuracy=text)
-            if not progress.console.is_terminal:
-                print(f"epoch {epoch.epoch}/{settings.epochs} loss {epoch.loss:.4f} {text}", flush=True)
-            plot_curves(out / "curves.csv", out / "curves.png")
+            drawn = dict.fromkeys(tasks, monotonic())
 
-        run_training(settings, root, out, device=device, precision=precision, compile_network=compile_network,
-                     resume=resume, initial=weights, on_epoch=on_epoch)
-    plot_curves(out / "curves.csv", out / "curves.png")
-    best = out / "best.safetensors"
-    click.echo(f"{best if best.exists() else out / 'last.safetensors'}")
+            def on_epoch(run, epoch) -> None:
+                if rank:
+                    return
+                if monotonic() - drawn[id(run)] > _CURVES_SECONDS:
+                    plot_curves(run.out / "curves.csv", run.out / "curves.png")
+                    drawn[id(run)] = monotonic()
+                task = tasks[id(run)]
+                progress.update(task, completed=epoch.epoch, loss=f"loss {epoch.loss:.4f}")
+                if epoch.accuracy is None:
+                    return
+                a = epoch.accuracy
+                text = f"IoU {a.iou:.3f} nIoU {a.niou:.3f} Pd {a.pd:.3f} Fa {a.fa * 1e6:.1f}e-6"
+                progress.update(task, accuracy=text)
+                if not progress.console.is_terminal:
+                    print(f"{progress.tasks[task].description} epoch {epoch.epoch}/{run.recipe.epochs} "
+                          f"loss {epoch.loss:.4f} {text}", flush=True)
+
+            left = None if minutes is None else max(0, minutes - (monotonic() - began) / 60)
+            train_side_by_side(runs, on_epoch=on_epoch, minutes=left)
+    if rank:
+        return
+    for run in runs:
+        plot_curves(run.out / "curves.csv", run.out / "curves.png")
+        weights = next((p for p in (run.out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), None)
+        state = "" if run.finished else f" (epoch {run.epoch} of {run.recipe.epochs}: go on by --resume)"
+        click.echo(f"{weights or run.out}{state}")
 
 
-def _progress():
+def _progress(visible: bool = True):
     from rich import progress as p
 
     columns = (p.TextColumn("{task.description}"), p.BarColumn(20), p.MofNCompleteColumn(),
                p.TextColumn("{task.fields[loss]}"), p.TextColumn("{task.fields[accuracy]}"), p.TimeElapsedColumn(),
                p.TextColumn("ETA"), p.TimeRemainingColumn())
     # The estimate looks back over 10 minutes: a validation every few epochs does not make it jump.
-    return p.Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=600)
-
-
-def _short(count: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return f"{count:.0f}"
+    return p.Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=600,
+                      disable=not visible)

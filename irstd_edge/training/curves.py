@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from irstd_edge.errors import MissingError
-from irstd_edge.files import replacing
-from irstd_edge.training.loop import read_curve
-
-
-def require_matplotlib() -> None:
-    """Raise :class:`~irstd_edge.errors.MissingError` where matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as e:
-        raise MissingError("training curves need matplotlib: pip install irstd-edge[train]") from e
+from irstd_edge.plots import plotting
+from irstd_edge.training.loop import CURVE_FIELDS, read_curve
 
 
 def plot_curves(csv_file: Path, png_file: Path) -> None:
@@ -22,21 +13,18 @@ def plot_curves(csv_file: Path, png_file: Path) -> None:
 
     Raises :class:`~irstd_edge.errors.MissingError`, :class:`~irstd_edge.data.DataError`.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     rows = read_curve(csv_file)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([int(r["epoch"]) for r in rows], [float(r["loss"]) for r in rows], label="training loss")
-    left.set(xlabel="epoch", ylabel="1 - soft IoU", ylim=(0, None), title="Training loss")
-    validated = [r for r in rows if r["iou"]]
-    for key, name in (("iou", "IoU"), ("niou", "nIoU"), ("pd", "Pd")):
-        right.plot([int(r["epoch"]) for r in validated], [float(r[key]) for r in validated], label=name)
-    right.set(xlabel="epoch", ylim=(0, 1), title="Held-out images, averaged weights")
-    right.legend(loc="lower right")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.margins(x=0)
-    with replacing(png_file) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    parts = [k for k in rows[-1] if k not in CURVE_FIELDS] if rows else []
+    with plotting(png_file) as (left, right):
+        for key in ("loss", *parts):
+            left.plot([int(r["epoch"]) for r in rows], [float(r[key]) for r in rows], label=key)
+        left.set(xlabel="epoch", ylim=(0, None), title="Training loss")
+        if parts:
+            left.legend(loc="upper right")
+        validated = [r for r in rows if r["iou"]]
+        for key, name in (("iou", "IoU"), ("niou", "nIoU"), ("pd", "Pd")):
+            right.plot([int(r["epoch"]) for r in validated], [float(r[key]) for r in validated], label=name)
+        right.set(xlabel="epoch", ylim=(0, 1), title="Held-out images, averaged weights")
+        right.legend(loc="lower right")
+        for axis in (left, right):
+            axis.margins(x=0)

@@ -1,4 +1,4 @@
-"""The training loop: seeded, resumable, one folder per run."""
+"""The training loop: seeded, resumable, one folder per run; alone, beside other runs, or over several devices."""
 
 from __future__ import annotations
 
@@ -8,27 +8,34 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
-from irstd_edge.checkpoints import load_weights
+from irstd_edge.checkpoints import build_network, load_weights, save_weights
 from irstd_edge.data import PROTOCOLS, Dataset, Normalisation, Sample, normalise, random_crop
 from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
-from irstd_edge.models.registry import get_model
 from irstd_edge.nn.binary import BinaryConv2d
-from irstd_edge.training.losses import soft_iou
+from irstd_edge.training.distillation import Distillation, load_teacher
+from irstd_edge.training.losses import Supervised
+from irstd_edge.training.parallel import agree, mean_over_ranks, rank_and_size
 from irstd_edge.training.recipe import Recipe
 
 PRECISIONS = ("fp32", "bf16")
+#: Columns of ``curves.csv``; those of :attr:`Epoch.parts` follow.
 CURVE_FIELDS = ("epoch", "loss", "learning_rate", "iou", "niou", "pd", "fa", "seconds")
+#: A state is saved at every validation, and after any epoch that ends later than this since the last state.
+SAVE_SECONDS = 120.0
 
 
 class TrainingError(ValueError):
@@ -37,19 +44,21 @@ class TrainingError(ValueError):
 
 @dataclass
 class Epoch:
-    """What one epoch reports; accuracy is None where it was not validated."""
+    """What one epoch reports; accuracy is None where it was not validated, ``parts`` are the terms of the loss."""
 
     epoch: int
     loss: float
     learning_rate: float
     seconds: float
     accuracy: Accuracy | None
+    parts: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, float | int | str]:
         values = {} if self.accuracy is None else self.accuracy.as_dict()
         row = {"epoch": self.epoch, "loss": f"{self.loss:.5f}", "learning_rate": f"{self.learning_rate:.3e}",
                "seconds": f"{self.seconds:.1f}"}
-        return row | {k: f"{values[k]:.6g}" if k in values else "" for k in ("iou", "niou", "pd", "fa")}
+        return (row | {k: f"{values[k]:.6g}" if k in values else "" for k in ("iou", "niou", "pd", "fa")}
+                | {k: f"{v:.5g}" for k, v in self.parts.items()})
 
 
 def split_validation(count: int, fraction: float) -> tuple[list[int], list[int]]:
@@ -61,27 +70,33 @@ def split_validation(count: int, fraction: float) -> tuple[list[int], list[int]]
     return sorted(set(range(count)) - set(held)), held
 
 
-def evaluate_network(network: nn.Module, samples: list[Sample], normalisation: Normalisation, device: str = "cpu",
+def evaluate_network(network: nn.Module, samples: Iterable[Sample], normalisation: Normalisation, device: str = "cpu",
                      protocol: str = PROTOCOLS[0]) -> Accuracy:
-    """Accuracy of a network, put into evaluation mode, by a protocol; see :func:`irstd_edge.metrics.evaluate`."""
+    """Accuracy of a network, put into evaluation mode, by a protocol; see :func:`irstd_edge.metrics.evaluate`.
+
+    Of several outputs the first counts.
+    """
     network.eval()
 
     @torch.no_grad()
     def predict(x: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(x).to(device)).float().cpu().numpy()
+        return tree_leaves(network(torch.from_numpy(x).to(device)))[0].float().cpu().numpy()
 
     return evaluate(predict, samples, normalisation, protocol=protocol)
 
 
 def clip_latent_weights(network: nn.Module) -> None:
     """Keep the latent weights of binary convolutions in [-1, 1], where their gradient is."""
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, BinaryConv2d):
-                module.weight.clamp_(-1, 1)
+    weights = [m.weight for m in network.modules() if isinstance(m, BinaryConv2d)]
+    if weights:
+        with torch.no_grad():
+            torch._foreach_clamp_min_(weights, -1.0)
+            torch._foreach_clamp_max_(weights, 1.0)
 
 
-def _batch(samples: list[Sample], indices, recipe: Recipe, normalisation, rng) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(samples: list[Sample], indices, recipe: Recipe, normalisation: Normalisation, rng: np.random.Generator
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Augmented crops of the samples at ``indices``: normalised images and masks in 0..1, ``[N, 1, crop, crop]``."""
     images, masks = [], []
     for i in indices:
         image = normalise(samples[i].image, normalisation)
@@ -95,19 +110,20 @@ def _batch(samples: list[Sample], indices, recipe: Recipe, normalisation, rng) -
             torch.from_numpy(np.stack(masks)[:, None].astype(np.float32)))
 
 
-def train(
-    recipe: Recipe,
-    root: Path,
-    out: Path,
-    *,
-    device: str = "cpu",
-    precision: str | None = None,
-    compile_network: bool = False,
-    resume: bool = False,
-    initial: dict[str, torch.Tensor] | None = None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> Path:
-    """Train, and leave ``out/{best,last}.safetensors``, ``curves.csv``, ``recipe.json`` and ``resume.pt``.
+class _Step(nn.Module):
+    """Network and objective as one module, so that data parallelism averages the gradients of both."""
+
+    def __init__(self, network: nn.Module, objective: nn.Module, compile_network: bool):
+        super().__init__()
+        self.network, self.objective = network, objective
+        self._call = torch.compile(network) if compile_network else network
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.objective(self._call, x, target)
+
+
+class Run:
+    """One training run and its folder: ``{best,last}.safetensors``, ``curves.csv``, ``recipe.json``, ``resume.pt``.
 
     The saved weights are the running average; ``best`` has the highest IoU on the held-out images (absent where
     none are held out). Every validation saves all of it, each file under a temporary name, then renamed.
@@ -116,105 +132,271 @@ def train(
         recipe: what to train, on what, how.
         root: the folder that holds the data set's folder.
         out: the folder of the run.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         precision: one of :data:`PRECISIONS`; with ``bf16`` the network runs in bfloat16 where autocast allows, the
             full-precision stream of binary networks and the loss in float32. Default ``bf16`` on CUDA, else ``fp32``.
         compile_network: train through ``torch.compile``.
-        resume: go on after the last validation of the run in ``out``; on the CPU, with the same number of threads,
-            the result is that of an unbroken run, bit for bit.
+        resume: go on from the state last saved in ``out``; on the CPU, with the same number of threads, the result is
+            that of an unbroken run, bit for bit.
         initial: weights to start from.
-        on_epoch: called after every epoch.
+        network: what to train, in place of what the recipe's ``network`` builds. Fresh: the same at every start, as
+            :meth:`steps` loads the saved state into it.
+        objective: called as ``objective(network, x, target)`` with normalised crops and masks in 0..1,
+            ``[N, 1, crop, crop]``; returns named scalar tensors: ``loss`` is minimised, any others are logged. A
+            module; its own parameters are trained along and its state is resumed, but neither is in the saved weights.
+            Default: the recipe's loss, with its ``[distill]`` where it has one.
+        allow_pickle: let a teacher's checkpoint be a pickle, which can run code.
+        record: facts to add to ``recipe.json``.
+        cache: data sets already read, by folder and name; several runs may share one.
+
+    Under ``torchrun`` each process takes its share of every batch, and the first one alone validates and writes.
 
     Raises :class:`TrainingError`, :class:`~irstd_edge.data.DataError`,
-    :class:`~irstd_edge.checkpoints.CheckpointError`.
+    :class:`~irstd_edge.checkpoints.CheckpointError`, :class:`~irstd_edge.training.distillation.DistillationError`;
+    nothing is written then.
     """
-    state_file = out / "resume.pt"
-    if not resume and any((out / name).exists() for name in ("resume.pt", "curves.csv", "last.safetensors")):
-        raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
-    precision = precision or ("bf16" if torch.device(device).type == "cuda" else "fp32")
-    torch.manual_seed(recipe.seed)
-    sets = {Dataset(root, name, "train"): times for name, times in recipe.datasets.items()}
-    normalisation = next(iter(sets)).normalisation
-    samples = [sample for dataset in sets for sample in dataset]
-    times = [count for dataset, count in sets.items() for _ in range(len(dataset))]
-    train_indices, held = split_validation(len(samples), recipe.validation)
-    train_indices = [i for i in train_indices for _ in range(times[i])]
 
-    network = get_model(recipe.network).factory()
-    if initial is not None:
-        load_weights(network, initial)
-    network = network.to(device, memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_averaging(recipe.average), use_buffers=True)
-    optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate)
-    step = torch.compile(network) if compile_network else network
-    first, best = 0, -1.0
-    if resume and state_file.exists():
-        state = _load_state(state_file, device)
-        if state["recipe"] != recipe.as_dict():
-            raise TrainingError(f"{state_file} belongs to another recipe: use that one, or another --out")
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, best = state["epoch"], float(state["best"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if first == 0:
-            record = recipe.as_dict() | {
-                "normalisation": normalisation.__dict__, "held_out": held, "images": len(samples),
-                "initial": initial is not None, "precision": precision,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(device),
-            }
-            write_text(out / "recipe.json", json.dumps(record, indent=2) + "\n")
-    except OSError as e:
-        raise TrainingError(f"{out}: cannot be written ({e.strerror})") from e
-    # Epochs after the last saved state are trained again.
-    curve = [row for row in read_curve(out / "curves.csv") if int(row["epoch"]) <= first]
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Path,
+        out: Path,
+        *,
+        device: str = "cpu",
+        precision: str | None = None,
+        compile_network: bool = False,
+        resume: bool = False,
+        initial: dict[str, torch.Tensor] | None = None,
+        network: nn.Module | None = None,
+        objective: nn.Module | None = None,
+        allow_pickle: bool = False,
+        record: dict | None = None,
+        cache: dict | None = None,
+    ):
+        out = Path(out)
+        _check_folder(out, resume)
+        self.recipe, self.out, self.device = recipe, out, device
+        self.rank, self.ranks = rank_and_size()
+        if recipe.batch % self.ranks:
+            raise TrainingError(f"batch {recipe.batch} cannot be shared by {self.ranks} processes: choose a multiple")
+        self.cuda = torch.device(device).type == "cuda"
+        self.precision = precision or ("bf16" if self.cuda else "fp32")
+        sets = _read_sets(root, recipe.datasets, {} if cache is None else cache)
+        self.normalisation = sets[0][0]
+        self.samples = [sample for _, samples, _ in sets for sample in samples]
+        times = [count for _, samples, count in sets for _ in samples]
+        kept, self.held = split_validation(len(self.samples), recipe.validation)
+        self.indices = [i for i in kept for _ in range(times[i])]
 
-    for epoch in range(first + 1, recipe.epochs + 1):
-        began = time.perf_counter()
+        network = build_network(recipe.network, recipe.seed) if network is None else network
+        if initial is not None:
+            load_weights(network, initial)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            network, use_buffers=True,
+            # The count that it passes lies on the device: reading it would wait for the step to end.
+            multi_avg_fn=lambda a, c, _: _averaging(recipe.average)(a, c, int(self.average.n_averaged)))
+        objective = self._recipe_objective(compile_network, allow_pickle) if objective is None else objective
+        self.objective = objective.to(device)
+        self._step = step = _Step(self.network, self.objective, compile_network)
+        self._trained = [p for p in step.parameters() if p.requires_grad]
+        self._optimizer = recipe.make_optimizer(self._trained, fused=self.cuda)
+        if self.ranks > 1:
+            self._step = DistributedDataParallel(step, device_ids=[torch.device(device)] if self.cuda else None)
+        self.epoch, self.best = 0, -1.0
+        if resume and (out / "resume.pt").exists():
+            self._load()
+        if self.rank == 0 and self.epoch == 0:
+            self._write_record(initial is not None, record or {})
+        # Epochs after the last saved state are trained again.
+        self._curve = [row for row in read_curve(out / "curves.csv") if int(row["epoch"]) <= self.epoch]
+        self._saved = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.recipe.epochs
+
+    def steps(self, deadline: float | None = None) -> Iterator[Epoch | None]:
+        """Train: yields None after every step and the report after every epoch, whose files are written by then.
+
+        Args:
+            deadline: of :func:`time.monotonic`; the run is saved and left where one more epoch would end after it.
+
+        Raises :class:`TrainingError` where the loss is no longer finite.
+        """
+        for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
+            began = time.monotonic()
+            rate = self.recipe.learning_rate_at(epoch)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            losses: list[dict[str, torch.Tensor]] = []
+            for number, (x, target) in enumerate(self._batches(epoch)):
+                losses.append(self._train(epoch, number, x, target))
+                yield None
+            means = {k: float(torch.stack([part[k] for part in losses]).mean()) for k in losses[0]}
+            means = mean_over_ranks(means, self.device)
+            loss = means.pop("loss")
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} in epoch {epoch}: lower learning_rate in the recipe")
+            self.epoch = epoch
+            validated = self.finished or epoch % self.recipe.validate_every == 0
+            accuracy = self._validate() if validated and self.rank == 0 else None
+            seconds = time.monotonic() - began
+            out_of_time = agree(deadline is not None and time.monotonic() + seconds > deadline, self.device)
+            report = Epoch(epoch, loss, rate, seconds, accuracy, means)
+            if self.rank == 0:
+                self._curve.append(report.row())
+                _write_curve(self.out / "curves.csv", self._curve)
+                if validated or out_of_time or time.monotonic() - self._saved > SAVE_SECONDS:
+                    self._save()
+            yield report
+            if out_of_time:
+                return
+
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This process' share of the batches of an epoch, prepared two ahead."""
+        recipe = self.recipe
         # Seeded by epoch, so that a resumed run sees the same crops as an unbroken one.
         rng = np.random.default_rng([recipe.seed, epoch])
-        rate = recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * 0.5 * (
-            1 + math.cos(math.pi * (epoch - 1) / recipe.epochs)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        step.train()
-        losses = []
-        order = rng.permutation(train_indices)
+        order = rng.permutation(self.indices)
+        if self.rank:
+            rng = np.random.default_rng([recipe.seed, epoch, self.rank])
         # A last batch that is not full is left out; which images it would hold changes from epoch to epoch.
-        for begin in range(0, len(order) - recipe.batch + 1, recipe.batch) or [0]:
-            x, target = _batch(samples, order[begin:begin + recipe.batch], recipe, normalisation, rng)
-            x = x.to(device, memory_format=torch.channels_last)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-                probability = step(x)
-            loss = soft_iou(probability.float(), target.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            clip_latent_weights(network)
-            average.update_parameters(network)
-            losses.append(float(loss.detach()))
-        mean_loss = float(np.mean(losses))
-        if not math.isfinite(mean_loss):
-            raise TrainingError(f"the loss is {mean_loss} in epoch {epoch}: lower learning_rate in the recipe")
+        begins = list(range(0, len(order) - recipe.batch + 1, recipe.batch)) or [0]
+        shares = [order[begin:begin + recipe.batch][self.rank::self.ranks] for begin in begins]
+
+        def prepare(share) -> tuple[torch.Tensor, torch.Tensor]:
+            batch = make_batch(self.samples, share, recipe, self.normalisation, rng)
+            return tuple(t.pin_memory() for t in batch) if self.cuda else batch
+
+        # One worker: the draws stay in order.
+        with ThreadPoolExecutor(1) as worker:
+            pending = [worker.submit(prepare, share) for share in shares[:2]]
+            for share in [*shares[2:], None, None][:len(shares)]:
+                x, target = pending.pop(0).result()
+                if share is not None:
+                    pending.append(worker.submit(prepare, share))
+                yield (x.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+                       target.to(self.device, non_blocking=True))
+
+    def _train(self, epoch: int, number: int, x: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Whatever draws inside the network (dropout) is seeded by the step: nothing depends on other runs beside.
+        torch.manual_seed((((self.recipe.seed * 100_003 + epoch) * 100_003 + number) * 1_009 + self.rank) % 2**63)
+        self.network.train()
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            losses = self._step(x, target)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        self._optimizer.step()
+        clip_latent_weights(self.network)
+        self.average.update_parameters(self.network)
+        return {k: v.detach() for k, v in losses.items()}
+
+    def _validate(self) -> Accuracy | None:
         accuracy = None
-        validated = epoch == recipe.epochs or epoch % recipe.validate_every == 0
-        if validated:
-            if held:
-                accuracy = evaluate_network(average.module, [samples[i] for i in held], normalisation, device)
-                if accuracy.iou > best:
-                    best = float(accuracy.iou)
-                    _save_weights(average.module, out / "best.safetensors")
-            _save_weights(average.module, out / "last.safetensors")
-        report = Epoch(epoch, mean_loss, rate, time.perf_counter() - began, accuracy)
-        curve.append(report.row())
-        _write_curve(out / "curves.csv", curve)
-        if validated:
-            _save(state_file, {"recipe": recipe.as_dict(), "network": network.state_dict(), "epoch": epoch,
-                               "average": average.state_dict(), "optimizer": optimizer.state_dict(), "best": best})
-        on_epoch(report)
-    return out
+        if self.held:
+            held = [self.samples[i] for i in self.held]
+            accuracy = evaluate_network(self.average.module, held, self.normalisation, self.device)
+            if accuracy.iou > self.best:
+                self.best = float(accuracy.iou)
+                save_weights(self.average.module, self.out / "best.safetensors")
+        save_weights(self.average.module, self.out / "last.safetensors")
+        return accuracy
+
+    def _recipe_objective(self, compile_network: bool, allow_pickle: bool) -> nn.Module:
+        recipe = self.recipe
+        if recipe.distill is None:
+            return Supervised(recipe.loss)
+        if compile_network:
+            raise TrainingError("features cannot be taken from a compiled network: distil without --compile")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            teacher = load_teacher(recipe.distill, self.normalisation, allow_pickle)
+            return Distillation(recipe.distill, teacher, self.network, self.normalisation, recipe.loss, recipe.crop)
+
+    def _write_record(self, initial: bool, facts: dict) -> None:
+        record = self.recipe.as_dict() | {
+            "normalisation": self.normalisation.__dict__, "held_out": self.held, "images": len(self.samples),
+            "initial": initial, "precision": self.precision, "processes": self.ranks,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(self.device),
+        } | getattr(self.objective, "record", {}) | facts
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+        except OSError as e:
+            raise TrainingError(f"{self.out}: cannot be written ({e.strerror})") from e
+
+    def _save(self) -> None:
+        with replacing(self.out / "resume.pt") as temporary:
+            torch.save({"recipe": self.recipe.as_dict(), "network": self.network.state_dict(), "epoch": self.epoch,
+                        "average": self.average.state_dict(), "optimizer": self._optimizer.state_dict(),
+                        "objective": self.objective.state_dict(), "best": self.best}, temporary)
+        self._saved = time.monotonic()
+
+    def _load(self) -> None:
+        path = self.out / "resume.pt"
+        state = _load_state(path, self.device)
+        # Fields that the recipe of an older state lacks have their defaults.
+        if Recipe.from_dict(state["recipe"]) != self.recipe:
+            raise TrainingError(f"{path} belongs to another recipe: use that one, or another --out")
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state.get("objective", {}))
+        self.epoch, self.best = state["epoch"], float(state["best"])
+
+
+def train(recipe: Recipe, root: Path, out: Path, *, on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+          minutes: float | None = None, **options) -> Path:
+    """Make a :class:`Run` and train it to its end, or for some minutes; returns ``out``.
+
+    Args:
+        recipe, root, out, options: those of :class:`Run`, whose errors are raised.
+        on_epoch: called after every epoch.
+        minutes: stop, resumable, where one more epoch would end later than this from now.
+    """
+    train_side_by_side([Run(recipe, root, out, **options)], on_epoch=lambda run, epoch: on_epoch(epoch),
+                       minutes=minutes)
+    return Path(out)
+
+
+def train_side_by_side(runs: list[Run], *, on_epoch: Callable[[Run, Epoch], None] = lambda run, epoch: None,
+                       minutes: float | None = None) -> None:
+    """Train several runs in one process, a step of each in turn; on CUDA each has a stream of its own.
+
+    Each run's result is what it would be alone (on the CPU bit for bit).
+
+    Args:
+        runs: with folders of their own.
+        on_epoch: called after every epoch of every run.
+        minutes: each run stops, resumable, where one more of its epochs would end later than this from now.
+
+    Raises :class:`TrainingError` where a run failed, after the others have ended.
+    """
+    failed: list[TrainingError] = []
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    streams = {id(run): torch.cuda.Stream(run.device) if run.cuda and len(runs) > 1 else None for run in runs}
+    for run in runs:
+        if stream := streams[id(run)]:
+            stream.wait_stream(torch.cuda.current_stream(run.device))
+    turns = [(run, run.steps(deadline)) for run in runs]
+    while turns:
+        for turn in list(turns):
+            run, steps = turn
+            with torch.cuda.stream(streams[id(run)]) if streams[id(run)] else nullcontext():
+                try:
+                    report = next(steps)
+                except StopIteration:
+                    turns.remove(turn)
+                    continue
+                except TrainingError as e:
+                    turns.remove(turn)
+                    failed.append(TrainingError(f"{run.out}: {e}"))
+                    continue
+            if report is not None:
+                on_epoch(run, report)
+    if failed:
+        raise failed[0]
 
 
 def describe_machine(device: str = "cpu") -> str:
@@ -232,15 +414,36 @@ def describe_machine(device: str = "cpu") -> str:
     return f"{name}, torch {torch.__version__}"
 
 
+def _check_folder(out: Path, resume: bool) -> None:
+    if resume:
+        if not any((out / name).exists() for name in ("resume.pt", "recipe.json")):
+            raise TrainingError(f"{out} holds no run to go on with: leave out --resume to begin one there")
+    elif any((out / name).exists() for name in ("resume.pt", "curves.csv", "last.safetensors")):
+        raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
+
+
+def _read_sets(root: Path, datasets: dict[str, int], cache: dict) -> list[tuple[Normalisation, list[Sample], int]]:
+    """Normalisation, training samples and times an epoch of each data set; what is read stays in ``cache``."""
+    found = []
+    for name, times in datasets.items():
+        key = (Path(root).absolute(), name)
+        if key not in cache:
+            dataset = Dataset.named(root, name, "train")
+            cache[key] = dataset.normalisation, list(dataset)
+        found.append((*cache[key], times))
+    return found
+
+
 def _averaging(decay: float):
     """The update of the running average: the share of the old is ``decay``, less in the first steps."""
     @torch.no_grad()
     def update(averages, currents, count) -> None:
         share = max(1 - decay, 9 / (10 + float(count)))
+        floating = [pair for pair in zip(averages, currents, strict=True) if pair[0].is_floating_point()]
+        if floating:
+            torch._foreach_lerp_(*(list(side) for side in zip(*floating, strict=True)), share)
         for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, share)
-            else:
+            if not average.is_floating_point():
                 average.copy_(current)
 
     return update
@@ -256,20 +459,8 @@ def _load_state(path: Path, device: str) -> dict:
         raise TrainingError(f"{path}: cannot be read ({type(e).__name__}); name another --out to start anew") from e
 
 
-def _save_weights(network: nn.Module, path: Path) -> None:
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()
-               if not k.endswith("num_batches_tracked")}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary)
-
-
-def _save(path: Path, state: dict) -> None:
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
-
-
 def read_curve(path: Path) -> list[dict[str, str]]:
-    """The rows of a ``curves.csv``, empty where there is none; columns :data:`CURVE_FIELDS`."""
+    """The rows of a ``curves.csv``, empty where there is none; columns :data:`CURVE_FIELDS` and parts of the loss."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -277,7 +468,8 @@ def read_curve(path: Path) -> list[dict[str, str]]:
 
 
 def _write_curve(path: Path, rows: list[dict]) -> None:
+    parts = [k for k in rows[-1] if k not in CURVE_FIELDS]
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, CURVE_FIELDS)
+        writer = csv.DictWriter(file, [*CURVE_FIELDS, *parts], restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,19 +1,28 @@
-"""Put the weights of a finished training run into the zoo, measured, with their model card.
+"""Put the weights of finished runs into the zoo, measured, with their model card.
 
-    python -m irstd_edge.zoo.card RUN_DIR --name biisnet --root PATH
+    python -m irstd_edge.zoo.card RUN_DIR... --name biisnet --root PATH
 
-writes ``<name>.safetensors``, ``<name>.json`` and ``<name>.md`` beside this file. The card is a rendering of the JSON
-file and says nothing that is not in it; ``--render NAME`` writes it again from the JSON file alone.
+writes ``<name>.safetensors``, ``<name>.json`` and ``<name>.md`` beside this file. Of several runs, equal but for their
+seeds, the one with the highest IoU on the held-out images is published and the spread of all is told. The card is a
+rendering of the JSON file and says nothing that is not in it; ``--render NAME`` writes it again from the JSON file
+alone.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import statistics
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 
 from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import load_network
@@ -21,97 +30,216 @@ from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS, PROTOCOLS, Dataset
 from irstd_edge.files import replacing, write_text
 from irstd_edge.models.registry import get_model
+from irstd_edge.nn.binary import BinaryConv2d
+from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, describe_machine, evaluate_network, read_curve
 from irstd_edge.training.recipe import parse_datasets
 from irstd_edge.zoo import ZOO
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Weights of the zoo are no larger, bytes.
+LARGEST = 12_000_000
+WHICH = ("best", "last", "quantised")
+#: What the quantiser leaves beside its weights.
+_QUANTISATION = "quantisation.json"
+_FIGURES = ("iou", "niou", "pd", "fa")
+#: What a run records besides the fields of its recipe.
+_FACTS = ("normalisation", "held_out", "images", "initial", "started", "machine", "processes", "teacher")
 
 
-def describe_run(run: Path, name: str, root: Path, *, which: str = "best", datasets: tuple[str, ...] = (),
-                 protocol: str = PROTOCOLS[0], note: str = "") -> dict:
-    """The facts of a run of :func:`irstd_edge.training.loop.train`, its weights measured on the test splits.
+def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path | None = None, which: str = "best",
+                  datasets: Sequence[str] = (), protocols: Sequence[str] = PROTOCOLS[:1], note: str = "",
+                  half: bool = False, device: str = "cpu") -> dict:
+    """The facts of runs of :func:`irstd_edge.training.loop.train`, their weights measured on the test splits.
 
     Args:
-        run: the folder of the run.
+        runs: the folders of the runs, of one recipe but for the seed.
         name: the network of the registry that the weights are for.
         root: the folder that holds the data sets.
-        which: ``best`` (highest IoU on the held-out images) or ``last``.
-        datasets: test splits to measure on; default those of the training sets.
-        note: what the run itself does not record, such as where its initial weights came from.
-        protocol: see :func:`irstd_edge.data.to_protocol`.
+        weights: where to write the weights of the published run, as they are measured.
+        which: ``best`` (highest IoU on the held-out images), ``last``, or ``quantised``, of a quantised network that
+            was not trained on.
+        datasets: test splits to measure on, ``NAME`` or ``NAME:SPLIT``; default those of the training sets.
+        protocols: see :func:`irstd_edge.data.to_protocol`.
+        note: what the runs themselves do not record, such as where their initial weights came from.
+        half: publish the weights of convolutions and linear layers as float16; they are measured so.
+        device: to measure on.
 
     Raises :class:`~irstd_edge.training.loop.TrainingError`, :class:`~irstd_edge.checkpoints.CheckpointError`,
     :class:`~irstd_edge.data.DataError`.
     """
-    weights = run / f"{which}.safetensors"
-    curve = read_curve(run / "curves.csv")
-    try:
-        record = json.loads((run / "recipe.json").read_text())
-    except (OSError, ValueError) as e:
-        raise TrainingError(f"{run}: no folder of a training run ({e})") from e
-    if not weights.is_file():
-        raise TrainingError(f"{run}: the run has saved no {weights.name} yet")
     model = get_model(name)
-    if record["network"] != name:
-        raise TrainingError(f"{run}: trains {record['network']}, not {name}")
-    loaded = load_network(name, checkpoint=weights)
-    training_sets = {name: len(Dataset(root, name, "train")) for name in parse_datasets(record["dataset"])}
-    held_out = len(record["held_out"])
-    saved = [row for row in curve
-             if int(row["epoch"]) % record["validate_every"] == 0 or int(row["epoch"]) == record["epochs"]]
-    chosen = max(saved, key=lambda row: float(row["iou"])) if which == "best" else saved[-1]
-    metrics = {}
-    for dataset in datasets or training_sets:
-        samples = Dataset(root, dataset, "test")
-        accuracy = evaluate_network(loaded.network, samples, loaded.preprocessing, protocol=protocol)
-        metrics[dataset] = {"split": "test", "protocol": protocol, **accuracy.as_dict(),
-                            "command": f"irstd-edge evaluate {name} --dataset {dataset} --root PATH"
-                                       + ("" if protocol == PROTOCOLS[0] else f" --protocol {protocol}")}
+    records = [_read_record(run, name) for run in runs]
+    _check_alike(runs, records)
+    if not datasets:
+        datasets = tuple(parse_datasets(records[0]["dataset"])) if records[0].get("dataset") else ()
+        own_splits = [d.partition(":")[0] for d in datasets if ":" in d]
+        if own_splits or not datasets:
+            example = f"{own_splits[0]}:SPLIT" if own_splits else "NAME"
+            raise TrainingError(f"{runs[0]}: does not say what to measure on: give --dataset {example}")
+    held_out = [_chosen(run, record, which).get("iou") or "-1" for run, record in zip(runs, records, strict=True)]
+    published = max(range(len(runs)), key=lambda i: float(held_out[i]))
+    measured = []
+    with TemporaryDirectory() as scratch:
+        for i, run in enumerate(runs):
+            file = Path(scratch) / f"{i}.safetensors"
+            _copy_weights(run / f"{which}.safetensors", file, half)
+            constants = records[i]["normalisation"]
+            loaded = load_network(name, checkpoint=file, mean=constants["mean"], std=constants["std"])
+            network = loaded.network.to(device)
+            measured.append({
+                key: {"split": split, "protocol": protocol, **evaluate_network(
+                    network, Dataset(root, dataset, split), loaded.preprocessing, device, protocol).as_dict(),
+                    "command": _command(name, dataset, split, protocol)}
+                for key, dataset, split, protocol in _splits(datasets, protocols)})
+            if i == published:
+                facts = {
+                    "weights": {"file": f"{name}.safetensors", "which": which, "sha256": sha256(file),
+                                "bytes": file.stat().st_size, "half": half},
+                    "complexity": measure_complexity(network.cpu()).as_dict(),
+                    "precision": describe_precision(network),
+                    "normalisation": {"mean": loaded.preprocessing.mean, "std": loaded.preprocessing.std},
+                    "threshold": loaded.threshold,
+                }
+                if weights is not None:
+                    with replacing(weights) as temporary:
+                        shutil.copyfile(file, temporary)
+                        temporary.chmod(0o644)
     return {
-        "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "summary": model.summary,
-        "source": model.source,
-        "weights": {"file": f"{name}.safetensors", "which": which, "sha256": sha256(weights),
-                    "bytes": weights.stat().st_size},
-        "complexity": measure_complexity(loaded.network).as_dict(),
-        "normalisation": {"mean": loaded.preprocessing.mean, "std": loaded.preprocessing.std},
-        "threshold": loaded.threshold,
-        "training": {
-            "datasets": training_sets,
-            "sources": {d: DATASETS[d].source for d in training_sets if d in DATASETS},
-            "images": sum(training_sets.values()) - held_out,
-            "held_out": held_out,
-            "recipe": {k: v for k, v in record.items()
-                       if k not in ("normalisation", "held_out", "images", "initial", "started", "machine")},
-            "note": note,
-            "epochs_done": int(curve[-1]["epoch"]),
-            "epoch_of_weights": int(chosen["epoch"]),
-            "held_out_accuracy": {k: float(chosen[k]) for k in ("iou", "niou", "pd", "fa") if chosen[k]},
-            "final_loss": float(curve[-1]["loss"]),
-            "seconds": round(sum(float(row["seconds"]) for row in curve)),
-            "date": record.get("started", _date(weights)),
-            "machine": record.get("machine", describe_machine()),
-        },
-        "metrics": metrics,
+        "schema_version": SCHEMA_VERSION, "name": name, "summary": model.summary, "source": model.source, **facts,
+        "training": _describe_training(runs[published], records[published], root, which, note),
+        "quantisation": _describe_quantisation(runs[published]),
+        "metrics": measured[published],
+        "runs": [] if len(runs) == 1 else [
+            {"seed": record["seed"], "published": i == published,
+             "metrics": {key: {k: m[k] for k in _FIGURES} for key, m in found.items()}}
+            for i, (record, found) in enumerate(zip(records, measured, strict=True))],
     }
 
 
+def describe_precision(network: nn.Module) -> dict:
+    """``kind``: float, binary or quantised; of the last: mean bits, weighted by weights, and the bits of each layer."""
+    binary = any(isinstance(m, BinaryConv2d) for m in network.modules())
+    layers = [{"layer": name, "weight_bits": m.weight_bits, "activation_bits": m.activation_bits,
+               "weights": m.weight.numel()} for name, m in network.named_modules() if isinstance(m, QuantConv2d)]
+    if not layers:
+        return {"kind": "binary" if binary else "float"}
+    count = sum(layer["weights"] for layer in layers)
+    return {"kind": "quantised", "layers": layers, "mean_weight_bits": sum(
+        layer["weights"] * layer["weight_bits"] for layer in layers) / count}
+
+
+def _read_record(run: Path, name: str) -> dict:
+    """What ``recipe.json`` says, or of a network that was quantised alone ``quantisation.json``."""
+    path = run / "recipe.json"
+    path = path if path.is_file() or not (run / _QUANTISATION).is_file() else run / _QUANTISATION
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise TrainingError(f"{run}: no folder of a training run ({e})") from e
+    if record["network"] != name:
+        raise TrainingError(f"{run}: trains {record['network']}, not {name}")
+    return record
+
+
+def _check_alike(runs: Sequence[Path], records: Sequence[dict]) -> None:
+    for run, record in zip(runs[1:], records[1:], strict=True):
+        for key in {*records[0], *record} - {*_FACTS, "seed"}:
+            if record.get(key) != records[0].get(key):
+                raise TrainingError(f"{run}: its {key} is {record.get(key)!r}, that of {runs[0]} "
+                                    f"{records[0].get(key)!r}; runs of one card differ by their seeds alone")
+    seeds = [record.get("seed") for record in records]
+    if len(set(seeds)) < len(seeds):
+        raise TrainingError(f"{', '.join(map(str, runs))}: runs of one card need different seeds, got {seeds}")
+
+
+def _copy_weights(source: Path, target: Path, half: bool) -> None:
+    """A weights file as it is published; ``half`` makes float16 of what has two dimensions or more."""
+    if not source.is_file():
+        raise TrainingError(f"{source.parent}: the run has saved no {source.name} yet")
+    shutil.copyfile(source, target)
+    if half:
+        with safe_open(source, "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no dictionary
+            metadata = file.metadata()
+        save_file({k: v.half() if v.dtype == torch.float32 and v.ndim >= 2 else v for k, v in tensors.items()}, target,
+                  metadata)
+    if target.stat().st_size > LARGEST:
+        raise TrainingError(f"{source}: {target.stat().st_size:,} bytes, the zoo takes {LARGEST:,}"
+                            + ("" if half else ": publish them as float16 by --half"))
+
+
+def _splits(datasets: Sequence[str], protocols: Sequence[str]):
+    for reference in datasets:
+        dataset, _, split = reference.partition(":")
+        for protocol in protocols:
+            yield reference + ("" if protocol == PROTOCOLS[0] else f", {protocol}"), dataset, split or "test", protocol
+
+
+def _command(name: str, dataset: str, split: str, protocol: str) -> str:
+    return (f"irstd-edge evaluate {name} --dataset {dataset} --root PATH"
+            + ("" if split == "test" else f" --split {split}")
+            + ("" if protocol == PROTOCOLS[0] else f" --protocol {protocol}"))
+
+
+def _chosen(run: Path, record: dict, which: str) -> dict[str, str]:
+    """The row of the curves that the weights are of; empty where nothing was trained."""
+    saved = [row for row in read_curve(run / "curves.csv") if int(row["epoch"]) % record["validate_every"] == 0
+             or int(row["epoch"]) == record["epochs"]] if "epochs" in record else []
+    if not saved:
+        return {}
+    return max(saved, key=lambda row: float(row["iou"] or "-1")) if which == "best" else saved[-1]
+
+
+def _describe_training(run: Path, record: dict, root: Path, which: str, note: str) -> dict | None:
+    if "epochs" not in record:
+        return None
+    curve, chosen = read_curve(run / "curves.csv"), _chosen(run, record, which)
+    sets = {d: len(Dataset.named(root, d, "train")) for d in parse_datasets(record["dataset"])}
+    held_out = len(record["held_out"])
+    names = [d.partition(":")[0] for d in sets]
+    return {
+        "datasets": sets,
+        "sources": {d: DATASETS[d].source for d in names if d in DATASETS},
+        "images": sum(sets.values()) - held_out,
+        "held_out": held_out,
+        "recipe": {k: v for k, v in record.items() if k not in _FACTS},
+        "teacher": record.get("teacher"),
+        "note": note,
+        "epochs_done": int(curve[-1]["epoch"]),
+        "epoch_of_weights": int(chosen["epoch"]),
+        "held_out_accuracy": {k: float(chosen[k]) for k in _FIGURES if chosen[k]},
+        "final_loss": float(curve[-1]["loss"]),
+        "seconds": round(sum(float(row["seconds"]) for row in curve)),
+        "date": record.get("started", _date(run / f"{which}.safetensors")),
+        "machine": record.get("machine", describe_machine()),
+    }
+
+
+def _describe_quantisation(run: Path) -> dict | None:
+    """How a quantised network was made, as its folder says; None of any other."""
+    path = run / _QUANTISATION
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    return {"method": record["method"], "images": len(record["images"]), "precision": record["precision"],
+            "checkpoint_sha256": record["checkpoint_sha256"]}
+
+
 def render(card: dict) -> str:
-    """The model card, markdown, of the facts of :func:`describe_run`."""
+    """The model card, markdown, of the facts of :func:`describe_runs`."""
     c, t, p = card["complexity"], card["training"], card["complexity"]["params"]
     height, width = c["input"]
-    recipe = ", ".join(f"{k} {v}" for k, v in t["recipe"].items() if k not in ("network", "dataset"))
-    which = {"best": f"highest IoU on the held-out images (epoch {t['epoch_of_weights']})",
-             "last": f"last epoch ({t['epoch_of_weights']})"}[card["weights"]["which"]]
-    held_out = "; ".join(f"{_LABELS[k]} {_format(k, v)}" for k, v in t["held_out_accuracy"].items())
     rows = "\n".join(
-        f"| {name} {m['split']} ({m['images']} images, {m['targets']} targets) | {m['protocol']} | "
-        + " | ".join(_format(k, m[k]) for k in ("iou", "niou", "pd", "fa", "fa_by_area")) + f" | `{m['command']}` |"
-        for name, m in card["metrics"].items())
-    note = f"\n- {t['note']}" if t["note"] else ""
-    others = sorted(set(DATASETS) - set(card["metrics"]))
+        f"| {key.partition(',')[0]} {m['split'] if ':' not in key else ''}".rstrip()
+        + f" ({m['images']} images, {m['targets']} targets) | {m['protocol']} | "
+        + " | ".join(_format(k, m[k]) for k in (*_FIGURES, "fa_by_area")) + f" | `{m['command']}` |"
+        for key, m in card["metrics"].items())
+    names = list(dict.fromkeys(key.partition(",")[0].partition(":")[0] for key in card["metrics"]))
+    others = sorted(set(DATASETS) - set(names))
+    runs = card.get("runs", [])
+    spread = ("" if runs else
+              f" One training run, seed {t['recipe']['seed']}: no spread is known." if t else "")
     return f"""# {card['name']}
 
 {card['summary'][:1].upper() + card['summary'][1:]}; {card['source']}.{_reconstruction(card['source'])}
@@ -130,45 +258,92 @@ Finding small targets in single grey infrared images: a probability per pixel, t
 | full-precision multiply-accumulates at {height} x {width} | {c['macs']:,} |
 | binary multiply-accumulates at {height} x {width} | {c['bops']:,} |
 | OPs = full-precision + binary / 64 | {c['ops']:,.0f} |
-
+{_render_precision(card)}
 ## Accuracy
 | data | protocol | IoU | nIoU | Pd | Fa | Fa, older code | command |
 |---|---|---|---|---|---|---|---|
 {rows}
 
 Threshold {card['threshold']:g}. The definitions, and why Fa has two columns: docs/metrics.md.
-
-## Training
-- data: train split of {', '.join(f'{d} ({n} images)' for d, n in t['datasets'].items())}: {t['images']} images to \
-train on, {t['held_out']} held out to validate on
-- sources: {', '.join(t['sources'].values()) or 'not public'}
-- weights: running average, {which}; held-out images: {held_out or 'none'}
-- recipe: {recipe}
-- epochs done: {t['epochs_done']} of {t['recipe']['epochs']} in {t['seconds'] / 60:.0f} minutes; training loss at \
-the end {t['final_loss']:.4f}{note}
-- date: {t['date'][:10]}; machine: {t['machine']}
-- SHA-256 of {card['weights']['file']}: `{card['weights']['sha256']}`
-
+{_render_seeds(runs)}{_render_training(card)}
 ## Limits
-- Measured on {', '.join(card['metrics'])} alone{'; not on ' + ' or '.join(others) if others else ''}. \
-One training run, seed {t['recipe']['seed']}: no spread is known.
+- Measured on {', '.join(names)} alone{'; not on ' + ' or '.join(others) if others else ''}.{spread}
 - Images of another sensor, band or scale may need training anew. It looks at single images, knows no classes, and no
   range of target size or contrast is guaranteed.
 - Not for safety-critical decisions without validation on your own data.
 """
 
 
-def publish(card: dict, weights: Path, folder: Path = ZOO) -> list[Path]:
-    """Write weights, facts and card into the zoo, each under a temporary name, then renamed; returns the paths."""
-    paths = [folder / f"{card['name']}{suffix}" for suffix in (".safetensors", ".json", ".md")]
-    contents = (None, json.dumps(card, indent=2) + "\n", render(card))
-    for path, text in zip(paths, contents, strict=True):
-        if text is not None:
-            write_text(path, text)
-            continue
-        with replacing(path) as temporary:
-            shutil.copyfile(weights, temporary)
-            temporary.chmod(0o644)
+def _render_training(card: dict) -> str:
+    t, w = card["training"], card["weights"]
+    digest = f"- SHA-256 of {w['file']}: `{w['sha256']}`" + (
+        "; convolutions and linear layers as float16" if w.get("half") else "")
+    if t is None:
+        return f"\n## Training\nNone: quantised after training.\n\n{digest}\n"
+    distill = t["recipe"].get("distill")
+    recipe = ", ".join(f"{k} {v}" for k, v in t["recipe"].items() if k not in ("network", "dataset", "distill"))
+    which = {"best": f"highest IoU on the held-out images (epoch {t['epoch_of_weights']})",
+             "last": f"last epoch ({t['epoch_of_weights']})"}[w["which"]]
+    held_out = "; ".join(f"{_LABELS[k]} {_format(k, v)}" for k, v in t["held_out_accuracy"].items())
+    taught = ""
+    if distill:
+        teacher = t["teacher"]
+        taught = (f"\n- distilled (method {distill['method']}, reconstructed) from {teacher['name']}, "
+                  f"{teacher['parameters']:,} parameters, weights SHA-256 `{teacher['sha256']}`; layers "
+                  f"teacher=student: {', '.join(distill['features'])}; weight {distill['weight']:g}")
+    note = f"\n- {t['note']}" if t["note"] else ""
+    return f"""
+## Training
+- data: train split of {', '.join(f'{d} ({n} images)' for d, n in t['datasets'].items())}: {t['images']} images to \
+train on, {t['held_out']} held out to validate on
+- sources: {', '.join(t['sources'].values()) or 'not public'}
+- weights: running average, {which}; held-out images: {held_out or 'none'}
+- recipe: {recipe}{taught}
+- epochs done: {t['epochs_done']} of {t['recipe']['epochs']} in {t['seconds'] / 60:.0f} minutes; training loss at \
+the end {t['final_loss']:.4f}{note}
+- date: {t['date'][:10]}; machine: {t['machine']}
+{digest}
+"""
+
+
+def _render_precision(card: dict) -> str:
+    """The bits of a quantised network, by layer, and how they were found."""
+    p, q = card.get("precision", {}), card.get("quantisation")
+    if p.get("kind") != "quantised":
+        return ""
+    rows = "\n".join(f"| `{layer['layer']}` | {layer['weight_bits']} | {layer['activation_bits']} | "
+                     f"{layer['weights']:,} |" for layer in p["layers"])
+    how = "" if q is None else (f" Steps first found by {q['method']} on {q['images']} calibration images, from float "
+                                f"weights of SHA-256 `{q['checkpoint_sha256']}`.")
+    return f"""
+## Bits
+{p['mean_weight_bits']:.2f} bits a weight on average over the layers below; all others are full precision.{how}
+
+| layer | weight bits | activation bits | weights |
+|---|---|---|---|
+{rows}
+"""
+
+
+def _render_seeds(runs: list[dict]) -> str:
+    """Mean and standard deviation over the runs, and each run."""
+    if not runs:
+        return ""
+    lines = ["", f"### Over {len(runs)} seeds", "| data | run | IoU | nIoU | Pd | Fa |", "|---|---|---|---|---|---|"]
+    for key in runs[0]["metrics"]:
+        values = {k: [run["metrics"][key][k] for run in runs] for k in _FIGURES}
+        for title, figure in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
+            lines.append(f"| {key} | {title} | " + " | ".join(_format(k, figure(v)) for k, v in values.items()) + " |")
+        lines += [f"| {key} | seed {run['seed']}{', published' if run['published'] else ''} | "
+                  + " | ".join(_format(k, run["metrics"][key][k]) for k in _FIGURES) + " |" for run in runs]
+    return "\n".join([*lines, "", "Published is the run of the highest IoU on the held-out training images.", ""])
+
+
+def publish(card: dict, folder: Path = ZOO) -> list[Path]:
+    """Write facts and card into the zoo, beside the weights; returns the paths."""
+    paths = [folder / f"{card['name']}{suffix}" for suffix in (".json", ".md")]
+    for path, text in zip(paths, (json.dumps(card, indent=2) + "\n", render(card)), strict=True):
+        write_text(path, text)
     return paths
 
 
@@ -191,28 +366,34 @@ def _date(path: Path) -> str:
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--name", help="Network of the registry.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data sets.")
-@click.option("--which", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--dataset", "datasets", multiple=True, help="Test split to measure on; default the training sets'.")
+@click.option("--which", type=click.Choice(WHICH), default="best", show_default=True)
+@click.option("--dataset", "datasets", multiple=True, metavar="NAME[:SPLIT]",
+              help="Test split to measure on, repeatable; default the training sets'.")
+@click.option("--protocol", "protocols", type=click.Choice(PROTOCOLS), multiple=True, default=PROTOCOLS[:1],
+              show_default=True, help="Repeatable.")
+@click.option("--half", is_flag=True, help="Publish weights as float16, measured so.")
+@click.option("--device", default="cpu", show_default=True, help="To measure on.")
 @click.option("--note", default="", help="What the run does not record, such as where its initial weights came from.")
-@click.option("--protocol", type=click.Choice(PROTOCOLS), default=PROTOCOLS[0], show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False, exists=True), default=ZOO,
               help="Folder to write to; default the package's zoo.")
 @click.option("--render", "render_name", metavar="NAME", help="Only write the card of NAME again from its JSON file.")
-def main(run, name, root, which, datasets, protocol, note, out, render_name) -> None:
+def main(runs, name, root, which, datasets, protocols, half, device, note, out, render_name) -> None:
     if render_name:
         card = json.loads((out / f"{render_name}.json").read_text())
         write_text(out / f"{render_name}.md", render(card))
         return
-    if not (run and name and root):
-        raise click.UsageError("RUN_DIR, --name and --root are needed")
+    if not (runs and name and root):
+        raise click.UsageError("RUN_DIR..., --name and --root are needed")
+    weights = out / f"{name}.safetensors"
     try:
-        card = describe_run(run, name, root, which=which, datasets=datasets, protocol=protocol, note=note)
+        card = describe_runs(runs, name, root, weights=weights, which=which, datasets=datasets, protocols=protocols,
+                             note=note, half=half, device=device)
     except ValueError as e:
         raise click.ClickException(str(e)) from e
-    for path in publish(card, run / f"{which}.safetensors", out):
+    for path in (weights, *publish(card, out)):
         click.echo(path)
 
 

@@ -86,6 +86,45 @@ def fixed_point(x, fraction_bits, bits):
     return np.clip(np.where(np.isnan(q), low, q), low, high) / f(2.0**fraction_bits)
 
 
+def quant_conv2d(x, weight, scale, bias, **a):
+    """``irstd.QuantConv2d`` by the text of the specification: integer loops over taps, float32 after them."""
+    f, k, m = np.float32, a["weight_bits"], a["activation_bits"]
+    groups, oc, kh, kw = a.get("groups", 1), a["out_channels"], a["kernel_h"], a["kernel_w"]
+    per, zero = a["in_channels"] // groups, a.get("zero_point", 0)
+    w = np.zeros((oc, kh * kw * per), np.int64)
+    for o in range(oc):
+        number = int.from_bytes(weight[o].tobytes(), "little")
+        for i in range(kh * kw * per):
+            digits = number >> (k * i) & (2**k - 1)
+            w[o, i] = 2 * digits - 1 if k == 1 else digits - (digits >> (k - 1) << k)
+    w = w.reshape(oc, kh, kw, per)
+    low, high = (-(2 ** (m - 1)), 2 ** (m - 1) - 1) if a.get("activation_signed", 0) else (0, 2**m - 1)
+    with np.errstate(over="ignore"):
+        t = np.rint(x * f(a["inverse_step"])) + f(zero)
+    q = np.clip(np.where(np.isnan(t), low, t), low, high).astype(np.int64) - zero
+    top, left, bottom, right = (a.get(f"pad_{side}", 0) for side in ("top", "left", "bottom", "right"))
+    q = np.pad(q, [(0, 0), (0, 0), (top, bottom), (left, right)])
+    dh, dw, sh, sw = (a.get(name, 1) for name in ("dilation_h", "dilation_w", "stride_h", "stride_w"))
+    oh, ow = (q.shape[2] - dh * (kh - 1) - 1) // sh + 1, (q.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    acc = np.zeros((len(x), oc, oh, ow), np.int64)
+    for o in range(oc):
+        first = o // (oc // groups) * per
+        for i in range(kh):
+            for j in range(kw):
+                rows, columns = i * dh + sh * np.arange(oh), j * dw + sw * np.arange(ow)
+                part = q[:, first:first + per][:, :, rows][:, :, :, columns]
+                acc[:, o] += (part * w[o, i, j].reshape(1, -1, 1, 1)).sum(1)
+    v = acc.astype(f) * scale.reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)
+    return np.minimum(np.maximum(v, f(a.get("clamp_min", -np.inf))), f(a.get("clamp_max", np.inf)))
+
+
+class QuantConv2d(OpRun):
+    op_domain = "irstd"
+
+    def _run(self, x, weight, scale, bias, **attributes):
+        return (quant_conv2d(x, weight, scale, bias, **{k: v for k, v in attributes.items() if v is not None}),)
+
+
 class BinaryConv2d(OpRun):
     """The same for ONNX's own reference evaluator."""
 
@@ -114,15 +153,16 @@ class Program(OpRun):
 def evaluate(model, x):
     """Run an onnx-ir model by the reference evaluator."""
     proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
-    evaluator = ReferenceEvaluator(proto, new_ops=[BinaryConv2d, FixedPoint, Program])
+    evaluator = ReferenceEvaluator(proto, new_ops=[BinaryConv2d, QuantConv2d, FixedPoint, Program])
     return evaluator.run(None, {proto.graph.input[0].name: x})[0]
 
 
-def run_ort(model, x):
-    """Run a model of standard operators in ONNX Runtime with every optimisation on."""
+def run_ort(model, x, optimised=True):
+    """Run a model of standard operators in ONNX Runtime with every optimisation on, or off."""
     data = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[0]
@@ -205,6 +245,18 @@ class Graph:
         while inputs[-1] is None:
             inputs.pop()
         return self.op("BinaryConv2d", *inputs, domain="irstd", **{**defaults, **attributes})
+
+    def quant(self, x, ic, oc, kernel=(3, 3), pads=(1, 1, 1, 1), bits=(4, 4), inverse_step=2.5, **attributes):
+        """A quantised node of random weights."""
+        rng, per = self.rng, ic // attributes.get("groups", 1)
+        size = kernel[0] * kernel[1] * per * bits[0]
+        weight = np.packbits(rng.integers(0, 2, (oc, size)).astype(np.uint8), axis=1, bitorder="little")
+        f = np.float32
+        given = {"version": 1, "in_channels": ic, "out_channels": oc, "kernel_h": kernel[0], "kernel_w": kernel[1],
+                 "pad_top": pads[0], "pad_left": pads[1], "pad_bottom": pads[2], "pad_right": pads[3],
+                 "weight_bits": bits[0], "activation_bits": bits[1], "inverse_step": inverse_step}
+        return self.op("QuantConv2d", x, weight, rng.normal(0, 0.02, oc).astype(f), rng.normal(0, 0.5, oc).astype(f),
+                       domain="irstd", **given | attributes)
 
     def fixed_point(self, x, fraction_bits, bits):
         return self.op("FixedPoint", x, domain="irstd", version=1, fraction_bits=fraction_bits, bits=bits)

@@ -166,6 +166,28 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line():
     assert "\n" not in str(e.value)
 
 
+def test_an_interrupt_that_the_exporter_wraps_stays_an_interrupt(monkeypatch):
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as e:
+            raise RuntimeError("export failed") from e
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        capture(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sigmoid()), (32, 32))
+
+
+def test_what_pytorch_prints_while_it_exports_is_kept_back(capfd):
+    class Branching(nn.Module):
+        def forward(self, x):
+            return torch.sigmoid(x) if x.mean() > 0 else x
+
+    with pytest.raises(UnsupportedError, match="data-dependent"):
+        capture(Branching(), (32, 32))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_lost_binary_layer_is_an_error(monkeypatch):
     from irstd_edge.export import capture as module
 

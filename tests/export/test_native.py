@@ -21,6 +21,7 @@ from irstd_edge.export.capture import capture
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.graph import LAYER
 from irstd_edge.export.targets.native import to_native
+from irstd_edge.models.biisnet import biisnet_float
 from irstd_edge.nn.binary import BinaryConv2d, DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FixedPoint
 from irstd_edge.nn.inference import freeze
@@ -97,6 +98,35 @@ def test_biisnet_is_the_same_to_the_last_bit_before_the_head(biisnet, biisnet_co
     assert {"stem", "encoder1.0", "bottleneck.3", "up2/Resize"} <= by_name.keys()
     assert written.layer_bytes["stem"] == 16 * 9 * 4 + 16 * 4
     assert written.layer_bytes["encoder1.0"] == 16 * 9 * 4 + 3 * 64 + 3 * 64
+
+
+def test_the_float_twin():
+    """The halves of its shortcuts are slices of the channels."""
+    network = biisnet_float()
+    written, found = exported(network, (64, 96))
+    assert written.static_reason == "" and operators(found).count("Slice") == 4
+    check(network, found)
+    check(network, found, (64, 96))
+
+
+@pytest.mark.usefixtures("native_library")
+def test_the_float_twin_in_the_engine(tmp_path):
+    torch.manual_seed(0)
+    network = biisnet_float().eval()
+    pipeline.export_bundle(loaded(network), ["native"], tmp_path / "b", (32, 48))
+    x = np.random.default_rng(0).standard_normal((1, 1, 40, 64)).astype(np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(x))
+    np.testing.assert_allclose(open_session(Bundle.open(tmp_path / "b"), "native").run(x), expected, atol=1e-6)
+
+
+def test_slices_of_channels():
+    network = Ends(Lambda(lambda m, x: torch.cat([x[:, 1:], x[:, -3:-1], m.grid(x)[:, :3]], 1), grid=FixedPoint(8)), 8)
+    _, found = exported(network)
+    slices = [(n.attributes["first"], found.tensors[n.output].channels, found.tensors[n.output].fraction_bits)
+              for n in found.nodes if n.operator == "Slice"]
+    assert sorted(slices) == [(0, 3, 8), (1, 2, -1), (1, 3, -1)]
+    check(network, found)
 
 
 def test_the_model_is_left_as_it_is(biisnet_compressed):
@@ -262,6 +292,10 @@ UNSUPPORTED = {
     "other nearest": ('y = Resize <coordinate_transformation_mode = "asymmetric", nearest_mode = "ceil"> (x, , twice)',
                       "Resize .n. rounds places"),
     "other axis": ("y = Concat <axis = 2> (x, x)", "Concat .n. joins another axis"),
+    "slice of rows": ("y = Slice (x, one, two, two)", "Slice .n. takes no range of channels"),
+    "every other channel": ("y = Slice (x, one, two, one, two)", "Slice .n. takes no range of channels"),
+    "slice of two axes": ("y = Slice (x, both, both, both)", "Slice .n. takes computed places, or several axes"),
+    "empty slice": ("y = Slice (x, two, one, one)", "Slice .n. takes nothing"),
     "constant summand": ("y = Concat <axis = 1> (x, plane)", "Concat .n. reads 'plane', which is no image"),
     "plane": ("y = Add (x, plane)", "Add .n. reads 'plane'"),
     "one divided": ("y = Div (gain, x)", "Div .n. has no native form but with one constant per channel"),
@@ -276,7 +310,8 @@ def test_what_is_unsupported_names_the_node_and_the_way_out(name):
     body, message = UNSUPPORTED[name]
     model = ir.from_proto(onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 18]> g (float[1, 4, 8, 8] x) => (float[a, b, c, d] y)
-        <int64[1] axes = {{1}}, float[4] half = {{1, 1, 1.5, 1.5}}, float[4] twice = {{1, 1, 2, 2}},
+        <int64[1] axes = {{1}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[2] both = {{1, 2}},
+         float[4] half = {{1, 1, 1.5, 1.5}}, float[4] twice = {{1, 1, 2, 2}},
          float[1, 4, 8, 8] plane = {{{', '.join(['2'] * 256)}}}, float gain = {{3}}> {{ {body} }}"""))
     model.graph.node(0).metadata_props[LAYER] = "n"
     expected = message.replace(" .n. ", " of layer n ")

@@ -11,9 +11,10 @@ import torch
 
 from irstd_edge import cli
 from irstd_edge.bundle import Bundle, Preprocessing
-from irstd_edge.checkpoints import LoadedNetwork
+from irstd_edge.checkpoints import LoadedNetwork, open_bundle_network
 from irstd_edge.errors import ParityError, UnsupportedError
 from irstd_edge.export import pipeline
+from irstd_edge.nn.convert import Conversion, convert
 
 FLOAT_NETWORK = textwrap.dedent("""
     import torch
@@ -87,6 +88,15 @@ def test_bundle_of_a_network_of_ones_own(project, capsys):
     printed = capsys.readouterr().out
     assert "body.0" in printed and "model.tflite: " in printed and "verified" in printed
     assert json.loads((project / "out.json").read_text())["network"] == "Net"
+
+
+def test_a_bundle_keeps_how_its_network_was_converted(float_network, project):
+    folded = convert(float_network, Conversion({"body.1": "body.0"}))
+    pipeline.export_bundle(loaded(folded), ["onnx"], project / "bundle", (32, 32))
+    opened = open_bundle_network(Bundle.open(project / "bundle"))
+    assert opened.conversion == folded.conversion
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(opened(x), folded(x))
 
 
 def test_biisnet_bundle_records_what_was_lowered(biisnet, source, tmp_path):

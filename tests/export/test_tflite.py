@@ -200,8 +200,10 @@ UP = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "neares
     ("cropped", lambda g: g.op("Slice", g.x, np.array([0]), np.array([-1]), np.array([3])), "SLICE"),
     ("step", lambda g: g.op("Slice", g.x, np.array([0]), np.array([99]), np.array([3]), np.array([2])),
      "constant of STRIDED_SLICE"),
-    ("transposed", lambda g: g.op("ConvTranspose", g.x, np.ones((2, 1, 2, 2), np.float32), strides=[2, 2]),
-     "constant of TRANSPOSE_CONV"),
+    ("transposed", lambda g: g.op("ConvTranspose", g.x, np.ones((2, 1, 4, 4), np.float32), strides=[2, 2],
+                                  pads=[1, 1, 1, 1]), ""),
+    ("transposed to one more", lambda g: g.op("ConvTranspose", g.x, np.ones((2, 1, 3, 3), np.float32), strides=[2, 2]),
+     "a size of TRANSPOSE_CONV"),
     ("parity", lambda g: g.op("Conv", g.x, np.ones((1, 2, 3, 3), np.float32), pads=[1, 1, 1, 1], strides=[8, 8]),
      "map of"),
     ("padded", lambda g: g.op("Conv", g.x, np.ones((1, 2, 3, 3), np.float32), pads=[1, 1, 1, 1], strides=[2, 2]), ""),
@@ -211,5 +213,6 @@ def test_what_can_follow_another_size(name, make, reason):
     g = Graph(2, 16, 24)
     written = to_tflite(g.model(make(g), dynamic=True), (16, 24), (20, 32), 4)
     assert bool(written.static_reason) == bool(reason) and reason in written.static_reason
-    assert len(image_sizes(written.data)) == {"scaled": 1, "scaled twice": 2, "channels": 1}.get(name, 0)
+    marked = {"scaled": 1, "scaled twice": 2, "channels": 1, "transposed": 1}
+    assert len(image_sizes(written.data)) == marked.get(name, 0)
     assert all(users == 1 for _, users in image_sizes(written.data))

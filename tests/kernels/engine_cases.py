@@ -70,6 +70,24 @@ class Builder:
                         in_channels=channels, out_channels=out, kernel_h=kernel[0], kernel_w=kernel[1], groups=groups,
                         fraction_bits=grid, residual=0 if residual is None else mode, **attributes)
 
+    def quant(self, rng, x: int | tuple[int, ...], out: int, kernel=(3, 3), bits=(4, 4), groups=1, constants=None,
+              **attributes) -> int:
+        """``bits`` of weights and activations; several ``x`` are read as one. The largest weights are there."""
+        inputs = (x,) if isinstance(x, int) else x
+        channels = sum(self.tensors[i].channels for i in inputs)
+        low, high = (-1, 1) if bits[0] == 1 else (-(2 ** (bits[0] - 1)), 2 ** (bits[0] - 1) - 1)
+        weight = rng.integers(low, high + 1, (out, *kernel, channels // groups))
+        weight = np.where(rng.random(weight.shape) < 0.2, rng.choice([low, high], weight.shape), weight)
+        weight = np.where(weight == 0, 1, weight) if bits[0] == 1 else weight
+        digits = (weight > 0)[..., None] if bits[0] == 1 else weight[..., None] >> np.arange(bits[0]) & 1
+        made = {"weight": np.packbits(digits.reshape(out, -1).astype(np.uint8), axis=1, bitorder="little"),
+                "scale": rng.uniform(0.001, 0.02, out).astype(np.float32),
+                "bias": rng.normal(0, 0.5, out).astype(np.float32)}
+        given = {"inverse_step": 2.0 ** (bits[1] - 2) * 1.1} | attributes
+        return self.add("QuantConv2d", inputs, out, -1, made | (constants or {}), version=1, in_channels=channels,
+                        out_channels=out, kernel_h=kernel[0], kernel_w=kernel[1], groups=groups, weight_bits=bits[0],
+                        activation_bits=bits[1], **given)
+
     def finish(self, *outputs: int) -> Program:
         """int16 results become outputs through float copies."""
         outputs = tuple(self.add("Activation", n, self.tensors[n].channels) if self.tensors[n].fraction_bits >= 0 else n
@@ -309,9 +327,12 @@ class _Graph:
         made, activation = self.activation(known.grown(3, known.largest * taps + 1, *(max(s, 0) for s in sides)))
         if min(sides) < 1:
             return
+        before = len(self.known)
         self.put(made, [x], lambda grid: self.builder.conv(
             self.rng, x, out, kernel, grid, groups, "ConvTranspose2d" if transposed else "Conv2d", draw(st.booleans()),
             8, **a, **activation))
+        if len(self.known) > before and self.type(x) == self.type(before) == -1 and min(channels, out) >= 8 * groups:
+            self.known[before] = replace(self.known[before], exact=False)  # Winograd's points have thirds
 
     def pool(self) -> None:
         draw, x = self.draw, self.pick()
@@ -401,6 +422,13 @@ class _Graph:
         self.read |= set(inputs)
         self.known.append(made)
 
+    def slice(self) -> None:
+        x = self.pick()
+        first = self.draw(st.integers(0, self.channels(x) - 1))
+        self.builder.add("Slice", x, self.draw(st.integers(1, self.channels(x) - first)), self.type(x), first=first)
+        self.read.add(x)
+        self.known.append(self.known[x])
+
     def binary(self) -> None:
         x = self.pick(lambda n: self.known[n].exact)
         known = self.known[x]
@@ -415,6 +443,7 @@ class _Graph:
         kinds = {"conv": lambda: self.convolution(False), "transposed": lambda: self.convolution(True),
                  "pool": self.pool, "mean": self.mean, "resize": self.resize, "add": lambda: self.pair(False),
                  "multiply": lambda: self.pair(True), "unary": self.unary, "fixed": self.fixed, "concat": self.concat,
+                 "slice": self.slice,
                  "binary": self.binary}
         for _ in range(self.draw(st.integers(1, 10))):
             kinds[self.draw(st.sampled_from(list(kinds)))]()
@@ -432,3 +461,115 @@ class _Graph:
 def graphs(draw) -> tuple[Program, list[np.ndarray], list[float]]:
     """A network of any operators, the images to run it on, and what each output may be off, of its largest value."""
     return _Graph(draw).build()
+
+
+# Convolutions of floats ----------------------------------------------------------------------------------------------
+
+
+def normal(rng, *shape) -> np.ndarray:
+    """Weights of unit gain, so that layers keep the size of their values."""
+    return (rng.normal(0, 1, shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+class _FloatNetwork:
+    """Draws float convolutions of every kind behind each other, with sums and joins that fold into them."""
+
+    KINDS = ("pointwise", "depthwise", "dense", "grouped", "any", "transposed")
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        width = draw(st.one_of(st.integers(1, 20), st.integers(60, 70), st.integers(1, 150)))
+        self.size = (draw(st.integers(1, 14)), width)
+        self.builder = Builder(draw(st.integers(1, 3)))
+        self.image = self.rng.normal(0, 1, (self.builder.tensors[0].channels, *self.size)).astype(np.float32)
+        self.x, self.like = 0, []  # the last result, and those of its size
+
+    def conv(self, x: int, out: int, kernel, groups=1, operator="Conv2d", **attributes) -> int:
+        channels = self.builder.tensors[x].channels
+        shape = (channels, out // groups) if operator == "ConvTranspose2d" else (out, channels // groups)
+        constants = {"weight": normal(self.rng, *shape, *kernel)}
+        if self.draw(st.booleans()):
+            constants["bias"] = normal(self.rng, out)
+        activation = self.activation(out, constants)
+        return self.builder.add(operator, x, out, -1, constants, in_channels=channels, out_channels=out,
+                                kernel_h=kernel[0], kernel_w=kernel[1], groups=groups, **activation, **attributes)
+
+    def activation(self, channels: int, constants: dict) -> dict:
+        kind = self.draw(st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5]))
+        if kind == 2:
+            constants["slope"] = normal(self.rng, channels)
+        return {"activation": kind} | ({"clamp_min": -0.5, "clamp_max": 0.75} if kind == 3 else {})
+
+    def width(self) -> int:
+        return self.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 16, 19]))
+
+    def layer(self) -> None:
+        draw, x = self.draw, self.x
+        channels, kind = self.builder.tensors[x].channels, draw(st.sampled_from(self.KINDS))
+        kernel, g, groups, out = (3, 3), {f"{n}_{a}": 1 for n in ("stride", "dilation") for a in "hw"}, 1, self.width()
+        if kind == "pointwise":
+            kernel = (1, 1)
+        elif kind == "depthwise":
+            groups = out = channels
+            kernel = draw(st.sampled_from([(3, 3), (3, 3), (1, 1), (5, 5), (1, 3)]))
+        elif kind == "grouped":
+            groups = draw(st.sampled_from([d for d in range(1, channels + 1) if channels % d == 0]))
+            out = groups * draw(st.integers(1, 9))
+        if kind in ("depthwise", "grouped", "any", "transposed"):
+            for axis in "hw":
+                g |= {f"stride_{axis}": draw(st.sampled_from([1, 1, 2, 3])),
+                      f"dilation_{axis}": draw(st.sampled_from([1, 1, 2, 8]))}
+        if kind in ("any", "transposed"):
+            kernel = draw(st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 4), (3, 5), (1, 7)]))
+        pads = [g["dilation_h"] * (kernel[0] - 1) // 2, g["dilation_w"] * (kernel[1] - 1) // 2] * 2
+        if draw(st.integers(0, 3)) == 0:
+            pads = [draw(st.integers(0, 3)) for _ in pads]
+        g |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True))
+        around = pads[0] + pads[2], pads[1] + pads[3]
+        if kind == "transposed":
+            g |= {f"output_pad_{a}": draw(st.integers(0, g[f"stride_{a}"] - 1)) for a in "hw"}
+            size = tuple((n - 1) * g[f"stride_{a}"] - p + g[f"dilation_{a}"] * (k - 1) + g[f"output_pad_{a}"] + 1
+                         for n, a, p, k in zip(self.size, "hw", around, kernel, strict=True))
+        else:
+            size = tuple(out_side(n, k, g[f"stride_{a}"], g[f"dilation_{a}"], p)
+                         for n, a, p, k in zip(self.size, "hw", around, kernel, strict=True))
+        if min(size) < 1 or size[0] * size[1] * out > 60_000:
+            return
+        y = self.conv(x, out, kernel, groups, "ConvTranspose2d" if kind == "transposed" else "Conv2d", **g)
+        self.like = [*self.like, y] if size == self.size else [y]
+        self.size, self.x = size, y
+
+    def join(self) -> None:
+        """A sum with a result of the same shape, or a concatenation with some of the same size."""
+        channels = [self.builder.tensors[n].channels for n in self.like]
+        other = [n for n, c in zip(self.like[:-1], channels, strict=False) if c == channels[-1]]
+        if other and self.draw(st.booleans()):
+            constants = {}
+            activation = self.activation(channels[-1], constants)
+            pair = (self.x, self.draw(st.sampled_from(other)))
+            pair = pair if self.draw(st.booleans()) else pair[::-1]
+            self.x = self.builder.add("Add", pair, channels[-1], -1, constants, **activation)
+        elif len(self.like) > 1:
+            parts = tuple(self.draw(st.lists(st.sampled_from(self.like), min_size=1, max_size=4)))
+            total = sum(self.builder.tensors[n].channels for n in parts)
+            if total > 40:
+                return
+            self.x = self.builder.add("Concat", parts, total)
+        self.like.append(self.x)
+
+    def build(self) -> tuple[Program, list[np.ndarray]]:
+        self.x = self.conv(0, self.width(), (3, 3), **SAME)
+        self.like = [self.x]
+        for _ in range(self.draw(st.integers(1, 6))):
+            self.layer()
+            if self.draw(st.booleans()):
+                self.join()
+        outputs = {self.x, self.draw(st.sampled_from(self.like))}
+        return self.builder.finish(*sorted(outputs)), [self.image]
+
+
+@st.composite
+def float_networks(draw) -> tuple[Program, list[np.ndarray]]:
+    """A network of float convolutions, sums and joins, and the image to run it on."""
+    return _FloatNetwork(draw).build()

@@ -15,9 +15,9 @@ def run_program(program: Program, *images: np.ndarray) -> list[np.ndarray]:
     values = {i: np.asarray(image, np.float32)[None] for i, image in enumerate(images)}
     assert len(values) == program.inputs
     for node in program.nodes:
-        grid = program.tensors[node.output].fraction_bits
-        y = run_node(node, [values[i] for i in node.inputs], grid)
-        assert y.shape[1] == program.tensors[node.output].channels, node.name
+        grid, channels = program.tensors[node.output].fraction_bits, program.tensors[node.output].channels
+        y = run_node(node, [values[i] for i in node.inputs], grid, channels)
+        assert y.shape[1] == channels, node.name
         values[node.output] = y if grid < 0 else on_grid(y, grid)
     return [values[i][0] for i in program.outputs]
 
@@ -46,6 +46,49 @@ def binary(node: Node, x: np.ndarray, residual: np.ndarray | None) -> np.ndarray
                                  residual, a)
 
 
+def unpack_integers(packed: np.ndarray, shape: tuple[int, ...], bits: int) -> np.ndarray:
+    """uint8 ``[OC, bytes]`` to int64 ``[OC, KH, KW, channels]``, given that shape."""
+    stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : int(np.prod(shape[1:])) * bits]
+    digits = stream.reshape(*shape, bits).astype(np.int64)
+    if bits == 1:
+        return digits[..., 0] * 2 - 1
+    weights = 2 ** np.arange(bits, dtype=np.int64)
+    weights[-1] *= -1  # two's complement
+    return (digits * weights).sum(-1)
+
+
+def quantized(x: np.ndarray, a) -> np.ndarray:
+    """int64, less the zero point."""
+    low, high = (-(2 ** (a["activation_bits"] - 1)), 2 ** (a["activation_bits"] - 1) - 1)
+    if not a["activation_signed"]:
+        low, high = 0, 2 ** a["activation_bits"] - 1
+    with np.errstate(all="ignore"):
+        q = np.rint(np.float32(x) * np.float32(a["inverse_step"])) + np.float32(a["zero_point"])
+    return np.where(np.isnan(q), low, np.clip(q, low, high)).astype(np.int64) - a["zero_point"]
+
+
+def quant(node: Node, x: np.ndarray) -> np.ndarray:
+    """Tap by tap in int64; every step behind the sum in float32."""
+    a, c = node.attributes, node.constants
+    groups, per = a["groups"], a["in_channels"] // a["groups"]
+    weight = unpack_integers(c["weight"], (a["out_channels"], a["kernel_h"], a["kernel_w"], per), a["weight_bits"])
+    q = np.pad(quantized(x, a), [(0, 0), (0, 0), (a["pad_top"], a["pad_bottom"]), (a["pad_left"], a["pad_right"])])
+    oh = (q.shape[2] - a["dilation_h"] * (a["kernel_h"] - 1) - 1) // a["stride_h"] + 1
+    ow = (q.shape[3] - a["dilation_w"] * (a["kernel_w"] - 1) - 1) // a["stride_w"] + 1
+    acc = np.zeros((len(q), groups, a["out_channels"] // groups, oh, ow), np.int64)
+    for i in range(a["kernel_h"]):
+        for j in range(a["kernel_w"]):
+            top, left = i * a["dilation_h"], j * a["dilation_w"]
+            part = q[:, :, top:top + (oh - 1) * a["stride_h"] + 1:a["stride_h"],
+                     left:left + (ow - 1) * a["stride_w"] + 1:a["stride_w"]]
+            acc += np.einsum("ngchw,goc->ngohw", part.reshape(len(q), groups, per, oh, ow),
+                             weight[:, i, j].reshape(groups, -1, per))
+    with np.errstate(all="ignore"):
+        v = acc.reshape(len(q), -1, oh, ow).astype(np.float32) * c["scale"].reshape(-1, 1, 1)
+        v = v + c["bias"].reshape(-1, 1, 1)
+    return np.where(np.isnan(v), v, np.clip(v, np.float32(a["clamp_min"]), np.float32(a["clamp_max"])))
+
+
 def activate(node: Node, y: torch.Tensor) -> torch.Tensor:
     a = node.attributes
     if a["activation"] == 2:
@@ -54,16 +97,18 @@ def activate(node: Node, y: torch.Tensor) -> torch.Tensor:
             4: lambda: torch.sigmoid(y), 5: lambda: torch.tanh(y)}[a["activation"]]()
 
 
-def run_node(node: Node, inputs: list[np.ndarray], grid: int) -> np.ndarray:
+def run_node(node: Node, inputs: list[np.ndarray], grid: int, channels: int) -> np.ndarray:
     if node.operator == "BinaryConv2d":
         return binary(node, inputs[0], inputs[1] if len(inputs) > 1 else None)
+    if node.operator == "QuantConv2d":
+        return quant(node, np.concatenate(inputs, 1))
     if node.operator == "FixedPoint":
         return on_grid(inputs[0], node.attributes["fraction_bits"], node.attributes["bits"])
     tensors = [torch.from_numpy(np.asarray(i, np.float64)) for i in inputs]
-    return float_node(node, tensors, grid).numpy().astype(np.float32)
+    return float_node(node, tensors, grid, channels).numpy().astype(np.float32)
 
 
-def float_node(node: Node, inputs: list[torch.Tensor], grid: int) -> torch.Tensor:
+def float_node(node: Node, inputs: list[torch.Tensor], grid: int, channels: int) -> torch.Tensor:
     a, x = node.attributes, inputs[0]
     c = {k: torch.from_numpy(v.astype(np.float64)) for k, v in node.constants.items()}
 
@@ -97,5 +142,7 @@ def float_node(node: Node, inputs: list[torch.Tensor], grid: int) -> torch.Tenso
         return activate(node, x)
     if node.operator == "Concat":
         return torch.cat(inputs, 1)
+    if node.operator == "Slice":
+        return x[:, a["first"]:a["first"] + channels]
     assert node.operator == "GlobalAveragePool"
     return x.mean((2, 3), keepdim=True)

@@ -28,7 +28,8 @@ def everything() -> Program:
     gate = b.add("Activation", b.add("GlobalAveragePool", up, 12), 12, activation=4)
     head = b.conv(rng, b.add("Multiply", (up, gate), 12), 1, (1, 1), activation=3, clamp_max=1.0)
     back = b.conv(rng, b.fixed(0, 4), 2, (2, 2), operator="ConvTranspose2d", activation=2, stride_h=2, output_pad_h=1)
-    return b.finish(head, back)
+    quantised = b.quant(rng, (0, total), 3, bits=(3, 4), **SAME)
+    return b.finish(head, back, b.add("Slice", y, 5, 8, first=7), quantised)
 
 
 FILE, SIZE = write(everything()), (8, 20)
@@ -69,12 +70,12 @@ def tensor_place(index: int, field: str) -> int:
     return _places(TENSOR_FIELDS, word(header_place("tensors_offset")) + 32 * index)[field]
 
 
-def node_place(index: int, field: str, slot: int = 0) -> int:
-    return _places(NODE_FIELDS, word(header_place("nodes_offset")) + 208 * index)[field] + 4 * slot
+def node_place(index: int, field: str, slot: int = 0, data: bytes | None = None) -> int:
+    return _places(NODE_FIELDS, word(header_place("nodes_offset"), data) + 208 * index)[field] + 4 * slot
 
 
-def word(offset: int, data: bytes = FILE) -> int:
-    return struct.unpack_from("<I", data, offset)[0]
+def word(offset: int, data: bytes | None = None) -> int:
+    return struct.unpack_from("<I", FILE if data is None else data, offset)[0]
 
 
 def changed_words() -> list[bytes]:

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from engine_cases import SAME, Builder, binary_networks, graphs
+from engine_cases import SAME, Builder, binary_networks, float_networks, graphs, normal
 from engine_library import Engine, strip_rows
 from engine_truth import run_program
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kernel_library import UNSUPPORTED, KernelError
 from kernel_truth import assert_same_bits
 
-from irstd_edge.program import Tensor, write
+from irstd_edge.program import Program, Tensor, write
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1500)
@@ -85,6 +85,27 @@ def test_graphs(library, case, threads, strip):
 @given(case=graphs(), threads=SOME_THREADS, strip=SOME_STRIPS)
 def test_many_graphs(library, case, threads, strip):
     check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+
+
+#: Of the largest value: float32 sums of some hundred products, and Winograd's.
+FLOAT_TOLERANCE = 2e-5
+
+
+@QUICK
+@given(case=float_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_float_networks(library, case, threads, strip):
+    program, images = case
+    check(library, available(library), program, images, [FLOAT_TOLERANCE] * len(program.outputs), threads=threads,
+          strip=strip, runs=2)
+
+
+@pytest.mark.slow
+@LONG
+@given(case=float_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_many_float_networks(library, case, threads, strip):
+    program, images = case
+    check(library, available(library), program, images, [FLOAT_TOLERANCE] * len(program.outputs), threads=threads,
+          strip=strip, runs=2)
 
 
 def image(*shape, seed=0, scale=2.0):
@@ -225,6 +246,95 @@ def test_kernels_that_are_reached(core, name):
     assert forms == (["popcount"] * len(kernels) if isa == "ref" else FORMS[name])
 
 
+def float_case(name: str):
+    """Layers of which the last two are to be computed in one form, and the image."""
+    rng = np.random.default_rng(13)
+    b = Builder(2)
+
+    def conv(x, out, kernel=(3, 3), groups=1, operator="Conv2d", **attributes):
+        channels = b.tensors[x].channels
+        shape = (channels, out // groups) if operator == "ConvTranspose2d" else (out, channels // groups)
+        constants = {"weight": normal(rng, *shape, *kernel), "bias": normal(rng, out)}
+        if attributes.get("activation") == 2:
+            constants["slope"] = normal(rng, out)
+        return b.add(operator, x, out, -1, constants, in_channels=channels, out_channels=out, kernel_h=kernel[0],
+                     kernel_w=kernel[1], groups=groups, **attributes)
+
+    x, same2 = conv(0, 20, **SAME), dict.fromkeys(SAME, 2)
+    y = {
+        "pointwise": lambda: conv(x, 19, (1, 1), activation=1),
+        "depthwise": lambda: conv(x, 20, groups=20, activation=2, dilation_h=2, dilation_w=2, **same2),
+        "depthwise strided": lambda: conv(x, 20, (5, 5), 20, stride_h=2, stride_w=2, **same2),
+        "winograd": lambda: conv(x, 17, activation=2, **SAME),
+        "winograd grouped": lambda: conv(x, 18, groups=2, **SAME),
+        "winograd wide": lambda: conv(x, 9, (3, 5), dilation_w=3, pad_left=7, pad_right=5, pad_top=2),
+        "direct": lambda: conv(x, 7, activation=3, clamp_min=-0.2, clamp_max=0.3, **SAME),
+        "direct strided": lambda: conv(x, 18, stride_h=2, stride_w=3, dilation_w=2, **SAME),
+        "transposed": lambda: conv(x, 18, (4, 4), operator="ConvTranspose2d", stride_h=2, stride_w=2, **SAME),
+        "transposed grouped": lambda: conv(x, 5, (3, 3), 5, "ConvTranspose2d", stride_w=3, output_pad_w=2,
+                                           activation=1),
+    }[name]()
+    return b.finish(conv(y, 1, (1, 1), activation=4), y), [image(2, 19, 75, scale=1)]
+
+
+@pytest.mark.parametrize("name", ["pointwise", "depthwise", "depthwise strided", "winograd", "winograd grouped",
+                                  "winograd wide", "direct", "direct strided", "transposed", "transposed grouped"])
+def test_float_forms_that_are_reached(core, name):
+    """The result is an output too, so that its copy in the arena is what the form writes."""
+    program, images = float_case(name)
+    inner = Program(program.tensors, program.nodes, program.inputs, program.outputs[:1])
+    for made in (program, inner):
+        check(core, [core.isa()], made, images, [FLOAT_TOLERANCE] * len(made.outputs), runs=2)
+    with Engine(core, write(inner), *images[0].shape[1:]) as engine:
+        assert engine.kernels[1].split("_")[1] == name.split()[0]
+
+
+def folding_network():
+    """Sums and joins in front of and behind every form of convolution."""
+    rng = np.random.default_rng(17)
+    b = Builder(2)
+    same = SAME | {"steps": 16}
+    x = b.conv(rng, 0, 12, **same)
+    down = b.conv(rng, b.conv(rng, x, 12, groups=12, **same), 12, (1, 1))
+    sums = [b.add("Add", (down, x), 12, activation=1)]
+    sums.append(b.add("Add", (x, b.conv(rng, sums[0], 12, **same)), 12, -1, {"slope": normal(rng, 12)}, activation=2))
+    joined = b.add("Concat", (sums[1], x, down, sums[0]), 48)
+    pair = b.conv(rng, joined, 12, (1, 1)), b.conv(rng, joined, 12, **same)
+    y = b.add("Add", pair, 12, activation=3, clamp_min=-9.0)
+    return b.finish(b.conv(rng, y, 1, (1, 1))), [image(2, 21, 75, scale=1)]
+
+
+def test_sums_and_joins_are_folded(library):
+    program, images = folding_network()
+    for threads, strip in [(1, None), (1, 1), (2, 3), (3, 64)]:
+        check(library, available(library), program, images, [FLOAT_TOLERANCE], threads=threads, strip=strip, runs=2)
+    with Engine(library, write(program), *images[0].shape[1:]) as engine:
+        kernels = dict(zip((layer["name"] for layer in engine.description["layers"]), engine.kernels, strict=True))
+        # The first summand of the first sum is read again by the concatenation.
+        assert {name for name, kernel in kernels.items() if kernel == "folded"} == {"Add_5", "Concat_6", "Add_9"}
+        assert library.c.irstd_run_layer(engine.handle, b"Concat_6") != 0
+        assert library.c.irstd_last_error() == b"Concat_6 is computed by Conv2d_8"
+
+
+def test_nan_goes_through(library):
+    """As in PyTorch: activations, sums and maxima of a NaN are NaN; on a grid it is the lowest value."""
+    rng = np.random.default_rng(2)
+    b = Builder(2)
+    ones = {"weight": np.eye(2, dtype=np.float32).reshape(2, 2, 1, 1)}
+    # Winograd's form would spread it over the rows that are computed at once.
+    outs = [b.add("Conv2d", b.add("Activation", 0, 2), 2, -1, ones | ({"slope": normal(rng, 2)} if kind == 2 else {}),
+                  in_channels=2, out_channels=2, kernel_h=1, kernel_w=1, activation=kind, groups=1,
+                  **({"clamp_min": -1.0, "clamp_max": 1.0} if kind == 3 else {})) for kind in range(6)]
+    outs.append(b.add("Activation", 0, 2, activation=1))
+    outs += [b.add("MaxPool", 0, 2, kernel_h=2, kernel_w=w, stride_h=1, stride_w=w - 1) for w in (2, 3)]
+    outs.append(b.add("Add", (0, outs[0]), 2, activation=1))
+    x = image(2, 7, 75, scale=1)
+    x[:, ::3, ::5] = np.nan
+    program = b.finish(*outs)
+    assert all(np.isnan(y).any() and not np.isnan(y).all() for y in run_program(program, x))
+    check(library, available(library), program, [x], [FLOAT_TOLERANCE] * len(outs), runs=2)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_saturation(core, threads):
     """Sums, offsets, slopes and residuals at both ends of int16, in the int16 kernels and out of them."""
@@ -238,6 +348,23 @@ def test_saturation(core, threads):
         for share in (0.5, 1) for r in (None, b.conv(rng, x, 8, grid=8, steps=1, **SAME))]
     x = image(9, 6, 70, scale=300)
     check(core, [core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 12, 18, 24, 40])
+@pytest.mark.parametrize("shape", ["3x3", "5x5 in rows", "3x3 of strides", "1x4 of ones", "3x3 of groups"])
+def test_channels_that_share_words(core, channels, shape):
+    """Taps of few channels lie side by side in a word, over rows and columns that are outside the image."""
+    rng = np.random.default_rng(channels)
+    attributes, groups = {"3x3": (SAME, 1), "3x3 of groups": (SAME, 3),
+                          "5x5 in rows": ({"kernel": (5, 5), "pad_top": 3, "pad_bottom": 2, "pad_left": 4}, 1),
+                          "3x3 of strides": (SAME | {"stride_h": 2, "stride_w": 2, "dilation_h": 2, "dilation_w": 3,
+                                                     "pad_left": 3, "pad_top": 3}, 1),
+                          "1x4 of ones": ({"kernel": (1, 4), "pad_left": 2, "pad_value": 1}, 1)}[shape]
+    b = Builder(channels * groups)
+    x = b.fixed(0, 8)
+    values = b.binary(rng, x, 12 * groups, groups=groups, **attributes)
+    signs = b.binary(rng, b.binary(rng, x, 4 * groups, groups=groups, **attributes), 2, kernel=(1, 1))
+    check(core, [core.isa()], b.finish(values, signs), [image(channels * groups, 7, 70)], runs=2)
 
 
 def test_five_ways_to_binarise_are_too_many(library):
@@ -300,6 +427,16 @@ def run_once(library, isa, data, images, threads=1, strip=None):
             for a, b in zip(engine(*images), first, strict=True):
                 assert_same_bits(a, b, "repeated")
         return first
+
+
+def test_the_same_bits_of_floats(library):
+    program, images = folding_network()
+    data = write(program)
+    for isa in available(library):
+        expected = run_once(library, isa, data, images)
+        for threads, strip in [(1, 1), (1, 3), (1, 64), (2, None), (3, 3), (2, 1)]:
+            for a, b in zip(run_once(library, isa, data, images, threads, strip), expected, strict=True):
+                assert_same_bits(a, b, f"{isa}, {threads} threads, strip {strip}")
 
 
 @pytest.mark.parametrize("size", [(26, 70), (6, 142), (32, 20)])

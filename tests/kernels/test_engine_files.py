@@ -47,6 +47,7 @@ def named(node, slot=None, **fields):
 
 
 BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Resize_8"
+(SLICE,) = (name for name in NODES if name.startswith("Slice"))
 
 
 @pytest.mark.parametrize(("data", "status", "message"), [
@@ -76,7 +77,7 @@ BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Res
     (patched(FILE, (tensor_place(0, "type"), 1), (tensor_place(0, "fraction_bits"), 8)), INVALID,
      "input x0: must be float32"),
     (named(CONV, op=0), UNSUPPORTED, "Conv2d_1: operator 0"),
-    (named(CONV, op=13), UNSUPPORTED, "Conv2d_1: operator 13"),
+    (named(CONV, op=99), UNSUPPORTED, "Conv2d_1: operator 99"),
     (named(CONV, name=1 << 30), INVALID, "node 1: its name"),
     (named(CONV, input_count=9), INVALID, "Conv2d_1: 9 inputs"),
     (named(CONV, input_count=2), INVALID, "Conv2d_1: 2 inputs, 1 to 1"),
@@ -106,6 +107,9 @@ BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Res
     (named(POOL, slot=(0, 9)), INVALID, "AveragePool_4: a 8x20 image leaves nothing or too much"),
     (named(POOL, slot=(2, 5000)), INVALID, "AveragePool_4: stride_h must be in 1..4096, got 5000"),
     (named(RESIZE, slot=(0, 4096)), INVALID, r"Resize_8: \[12, 16384, 20\] and"),
+    (named(SLICE, slot=(0, 8)), INVALID, f"{SLICE}: takes channels 8 to 12 of 12"),
+    (named(SLICE, slot=(0, 65537)), INVALID, f"{SLICE}: first must be in 0..65536, got 65537"),
+    (named(SLICE, inputs=0), INVALID, f"{SLICE}: its tensors differ in type"),
     (named(RESIZE, slot=(2, 3)), INVALID, "Resize_8: mode must be in 0..2, got 3"),
     (patched(FILE, (word(header_place("outputs_offset")), 2)), INVALID, "output 0: tensor 2"),
     (patched(FILE, (word(header_place("outputs_offset")), 999)), INVALID, "output 0: tensor 999"),

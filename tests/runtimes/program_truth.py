@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from irstd_edge.nn.functional import binary_conv2d
-from irstd_edge.opspec import BinaryConv2dSpec
+from irstd_edge.nn.functional import binary_conv2d, quant_conv2d
+from irstd_edge.opspec import BinaryConv2dSpec, QuantConv2dSpec
 from irstd_edge.program import Program
 
 
@@ -16,7 +16,7 @@ def run_program(program: Program, *images: np.ndarray) -> list[np.ndarray]:
     with torch.inference_mode():
         for node in program.nodes:
             tensor = program.tensors[node.output]
-            y = run_node(node, [values[i] for i in node.inputs], tensor.fraction_bits)
+            y = run_node(node, [values[i] for i in node.inputs], tensor.fraction_bits, tensor.channels)
             assert y.shape[1] == tensor.channels, node.name
             values[node.output] = y if tensor.fraction_bits < 0 else on_grid(y, tensor.fraction_bits)
     return [values[i][0].numpy() for i in program.outputs]
@@ -36,13 +36,16 @@ def activate(node, y):
             4: lambda: torch.sigmoid(y), 5: lambda: torch.tanh(y)}[a["activation"]]()
 
 
-def run_node(node, inputs, fraction_bits):
+def run_node(node, inputs, fraction_bits, channels):
     a, x = node.attributes, inputs[0]
     c = {k: torch.from_numpy(np.array(v)) for k, v in node.constants.items()}
     pair = lambda name: (a[f"{name}_h"], a[f"{name}_w"])  # noqa: E731
     if node.operator == "BinaryConv2d":
         return binary_conv2d(x, *(c[k] for k in ("weight", "threshold", "scale", "bias")),
                              BinaryConv2dSpec.from_attributes(dict(a)), c.get("activation_parameters"), *inputs[1:])
+    if node.operator == "QuantConv2d":
+        return quant_conv2d(torch.cat(inputs, 1), c["weight"], c["scale"], c["bias"],
+                            QuantConv2dSpec.from_attributes(dict(a)))
     if node.operator == "Conv2d":
         x = F.pad(x, (a["pad_left"], a["pad_right"], a["pad_top"], a["pad_bottom"]))
         y = F.conv2d(x, c["weight"], c.get("bias"), pair("stride"), 0, pair("dilation"), a["groups"])
@@ -72,4 +75,6 @@ def run_node(node, inputs, fraction_bits):
         return activate(node, x)
     if node.operator == "Concat":
         return torch.cat(inputs, 1)
+    if node.operator == "Slice":
+        return x[:, a["first"]:a["first"] + channels]
     return x.mean((2, 3), keepdim=True)

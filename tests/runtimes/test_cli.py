@@ -254,6 +254,24 @@ def test_evaluate_a_bundle(bundle, tmp_path, capsys):
     assert "1.0000" in capsys.readouterr().out
 
 
+def test_evaluate_over_thresholds_and_the_worst_images(bundle, tmp_path):
+    root = data_set(tmp_path / "data")
+    (tmp_path / "one.txt").write_text("x\n")
+    call = ("evaluate", bundle, "--dataset", "SET", "--root", root, "--artefact", "onnx", "--roc", tmp_path / "roc.csv",
+            "--worst", tmp_path / "worst.png", "--json", tmp_path / "e.json", "--threshold", 0.42)
+    assert run(*call) == errors.OK
+    rows = {float(r["threshold"]): r for r in csv.DictReader((tmp_path / "roc.csv").open())}
+    assert {0.001, 0.42, 0.5, 0.999} <= rows.keys()
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert float(rows[0.42]["iou"]) == found["accuracy"]["iou"] and float(rows[0.999]["pd"]) == 0
+    assert [c["iou"] for c in found["worst"]] == sorted(c["iou"] for c in found["worst"]) and len(found["worst"]) == 2
+    assert (tmp_path / "roc.png").read_bytes().startswith(b"\x89PNG")
+    assert Image.open(tmp_path / "worst.png").width > 900
+    assert run(*call, "--split", tmp_path / "one.txt", "--worst-count", 1) == errors.OK
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["accuracy"]["images"] == 1 and found["worst"][0]["image"] == "x"
+
+
 def test_evaluate_clips(bundle, tmp_path):
     with writing(tmp_path / "CLIP.mp4", 12) as write:
         for _ in range(4):
@@ -291,6 +309,10 @@ def test_evaluate_wrong_arguments(bundle, tmp_path, capsys):
         ((bundle, "--checkpoint", "x", *named), "leave out --checkpoint"),
         (("biisnet", "--artefact", "onnx", *named), "needs a bundle"),
         (("biisnett", *named), "did you mean 'biisnet'"),
+        ((bundle, *named, "--split", "absent/val"), "absent/val.txt: no such file"),
+        ((bundle, *named, "--roc", tmp_path / "roc.png"), "name the CSV"),
+        ((bundle, *named, "--worst", tmp_path / "worst.xyz"), "no picture format"),
+        ((bundle, "--clips", tmp_path, "--roc", tmp_path / "roc.csv"), "--roc and --worst need --dataset"),
     ):
         assert run("evaluate", *arguments) == errors.USAGE, arguments
         assert message in capsys.readouterr().err

@@ -10,11 +10,16 @@ from unit_truth import integer_convolution
 
 from irstd_edge.nn.binary import (
     DOT_READINGS,
+    STYLES,
+    SURROGATES,
+    Binarize,
     BinaryConv2d,
+    BinaryUnit,
     DotBinaryConv2d,
     DynamicSoftsign,
     RPReLU,
-    _SignDynamicSoftsign,
+    _Sign,
+    dot_style,
     dynamic_softsign,
     sign_ste,
 )
@@ -26,6 +31,10 @@ CHECK_VALUES = {1.0: [(0.0, 1.0), (0.5, 0.4444), (1.0, 0.25), (3.0, 0.0625)],
                 2.0: [(0.0, 2.0), (0.5, 0.5), (1.0, 0.2222), (3.0, 0.0408)]}
 
 
+def dynamic_sign(x, shift, k):
+    return _Sign.apply(x, shift, k, "dynamic-softsign")
+
+
 def _gradients(function, x, shift, k):
     x, shift, k = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (x, shift, k))
     function(x, shift, k).sum().backward()
@@ -35,16 +44,16 @@ def _gradients(function, x, shift, k):
 @pytest.mark.parametrize("k", CHECK_VALUES)
 def test_dynamic_softsign_gradient_has_the_check_values(k):
     x, expected = zip(*CHECK_VALUES[k], strict=True)
-    gradient, _, _ = _gradients(_SignDynamicSoftsign.apply, x, [0.0] * len(x), [k] * len(x))
+    gradient, _, _ = _gradients(dynamic_sign, x, [0.0] * len(x), [k] * len(x))
     assert gradient.tolist() == pytest.approx(expected, abs=5e-5)
-    negative, _, _ = _gradients(_SignDynamicSoftsign.apply, [-v for v in x], [0.0] * len(x), [k] * len(x))
+    negative, _, _ = _gradients(dynamic_sign, [-v for v in x], [0.0] * len(x), [k] * len(x))
     assert torch.equal(negative, gradient)
 
 
 def test_surrogate_equals_autograd_of_the_closed_form():
     rng = np.random.default_rng(0)
     x, shift, k = rng.normal(0, 2, 200), rng.normal(0, 1, 200), rng.uniform(0.1, 5, 200)
-    ours = _gradients(_SignDynamicSoftsign.apply, x, shift, k)
+    ours = _gradients(dynamic_sign, x, shift, k)
     closed = _gradients(lambda x, s, k: dynamic_softsign(x + s, k), x, shift, k)
     for a, b in zip(ours, closed, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -195,3 +204,94 @@ def test_residual_of_other_channels(residual_channels, fits):
 def test_unknown_reading_is_refused():
     with pytest.raises(ValueError, match="add, modulate, pointwise"):
         DotBinaryConv2d(4, 4, reading="dot")
+
+
+#: Derivatives at 0, 0.5, 1 and 3 with k = 1, by hand from each paper's formula.
+SURROGATE_VALUES = {
+    "dynamic-softsign": (1, 0.4444, 0.25, 0.0625), "ste": (1, 1, 1, 0), "approxsign": (2, 1, 0, 0),
+    "scaled-tanh": (1, 0.7864, 0.4200, 0.0099),
+}
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_surrogates_have_the_derivatives_of_their_formulas(surrogate):
+    x = torch.tensor([0.0, 0.5, 1.0, 3.0], dtype=torch.float64).view(1, 1, 1, 4).requires_grad_()
+    layer = Binarize(1, surrogate).double()
+    layer(x).sum().backward()
+    assert x.grad.flatten().tolist() == pytest.approx(SURROGATE_VALUES[surrogate], abs=5e-5)
+    assert layer.shift.grad.item() == pytest.approx(sum(SURROGATE_VALUES[surrogate]), abs=1e-3)
+    assert (layer.slope is not None) == (surrogate in ("dynamic-softsign", "scaled-tanh"))
+    assert Binarize(1, surrogate, shifted=False).shift is None
+
+
+def test_the_scaled_tanh_equals_autograd_of_tanh():
+    x, k = torch.randn(50, dtype=torch.float64), torch.full((50,), 1.7, dtype=torch.float64)
+    ours = _gradients(lambda x, s, k: _Sign.apply(x, s, k, "scaled-tanh"), x.tolist(), [0.2] * 50, k.tolist())
+    closed = _gradients(lambda x, s, k: torch.tanh(k * (x + s)), x.tolist(), [0.2] * 50, k.tolist())
+    for a, b in zip(ours, closed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_unknown_surrogate_is_refused():
+    with pytest.raises(ValueError, match=r"ste, approxsign, scaled-tanh, got 'relu'"):
+        Binarize(2, "relu")
+
+
+def styled(style, in_channels=4, out_channels=4):
+    """A unit away from its start, its statistics those of some data."""
+    torch.manual_seed(3)
+    unit = BinaryUnit(in_channels, out_channels, style=style)
+    with torch.no_grad():
+        for name, parameter in unit.named_parameters():
+            if not name.endswith("conv.weight"):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        for _ in range(30):
+            unit(0.3 + torch.randn(8, in_channels, 12, 12))
+    return unit
+
+
+def by_paper(name, unit, x):
+    """Each paper's unit written out in plain torch, running statistics for the batch's."""
+    def bconv(b):
+        weight = unit.conv.weight
+        return nn.functional.conv2d(b, torch.where(weight >= 0, 1.0, -1.0), padding=1) \
+            * weight.abs().mean((1, 2, 3)).view(-1, 1, 1)
+
+    def sign(v):
+        return torch.where(v >= 0, 1.0, -1.0)
+
+    if name == "xnor":
+        return bconv(sign(unit.norm(x) + unit.sign.shift)).relu()
+    if name == "bireal":
+        return unit.norm(bconv(sign(x))) + x
+    if name == "reactnet":
+        return unit.activation(unit.norm(bconv(sign(x + unit.sign.shift))) + x)
+    if name == "bisrnet":
+        return unit.activation(bconv(sign(x + unit.sign.shift))) + x
+    if name == "nopath":
+        return unit.activation(unit.norm(bconv(sign(x + unit.sign.shift))))
+    return unit.activation(unit.norm(bconv(sign(x + unit.sign.shift)))) + x
+
+
+@pytest.mark.parametrize("name", [*STYLES, "nopath"])
+def test_every_style_is_its_papers_unit_on_the_grid_and_frozen_the_same(name):
+    unit = styled(dot_style("none") if name == "nopath" else STYLES[name]).eval()
+    x = torch.round(256 * torch.randn(2, 4, 9, 11)) / 256
+    with torch.no_grad():
+        got, expected = unit(x), by_paper(name, unit, x)
+        assert (got - expected).abs().max() <= 0.02
+        assert torch.equal(got, torch.round(got * 256) / 256)
+        assert torch.equal(freeze(nn.Sequential(unit))(x), got)
+        assert expected.std() > 0.1, "an output that says something"
+        # Training with the statistics of evaluation is the same formula.
+        unit.train()
+        unit.norm.eval()
+        torch.testing.assert_close(unit(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*STYLES, "nopath"])
+def test_training_reaches_every_parameter_of_every_style(name):
+    unit = BinaryUnit(4, 8, style=dot_style("none") if name == "nopath" else STYLES[name])
+    unit(torch.randn(2, 4, 8, 8)).square().sum().backward()
+    for key, parameter in unit.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key

@@ -19,9 +19,11 @@ from irstd_edge.checkpoints import (
     load_weights,
     open_bundle_network,
     read_checkpoint,
+    save_weights,
 )
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.models.registry import UnknownModelError
+from irstd_edge.nn.convert import Conversion, QuantLayer, convert
 
 
 def tensors():
@@ -271,3 +273,11 @@ def test_a_bundles_network_has_the_bundles_weights(tmp_path):
     save_file(state, path)
     opened = open_bundle_network(FakeBundle(SimpleNamespace(factory="biisnet"), path))
     assert opened.head.bias.item() == 3 and not opened.training
+
+
+def test_a_bundle_of_quantised_weights_opens_as_the_quantised_network(tmp_path):
+    network = convert(build_network("resunet-one"), Conversion({}, {"final": QuantLayer(4, 3, False)})).eval()
+    save_weights(network, tmp_path / "w.safetensors")
+    opened = open_bundle_network(FakeBundle(SimpleNamespace(factory="resunet-one"), tmp_path / "w.safetensors"))
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(opened(x), network(x)) and opened.final.weight_bits == 4

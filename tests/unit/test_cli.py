@@ -7,8 +7,10 @@ from importlib.util import find_spec
 import pytest
 
 from irstd_edge import cli, errors
+from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS
-from irstd_edge.models.registry import MODELS
+from irstd_edge.models.cli import describe_models
+from irstd_edge.models.registry import MODELS, get_model
 
 
 def test_help_lists_every_command_without_heavy_imports(capsys):
@@ -20,7 +22,7 @@ def test_help_lists_every_command_without_heavy_imports(capsys):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["models", "data", "train"])
+@pytest.mark.parametrize("command", ["models", "data", "train", "distill"])
 def test_the_commands_of_this_floor_have_help(command, capsys):
     assert find_spec(cli.COMMANDS[command][0].split(":")[0])
     assert cli.main([command, "--help"]) == 0
@@ -61,8 +63,13 @@ def test_models(tmp_path, capsys):
     assert [e["name"] for e in entries] == list(MODELS)
     for entry in entries:
         assert entry["params"].keys() == {"raw", "binary_div32_plus_conv", "binary_div32_plus_all"}
-        assert {"macs", "bops", "ops", "metrics", "summary", "source"} <= entry.keys()
+        assert {"macs", "bops", "ops", "metrics", "summary", "source", "family", "teacher"} <= entry.keys()
         assert all(f"{v:,}" in out for v in entry["params"].values())
+
+
+def test_models_counts_without_computing_what_a_real_network_counts():
+    entry = next(e for e in describe_models() if e["name"] == "biisnet")
+    assert entry | measure_complexity(get_model("biisnet").factory()).as_dict() == entry
 
 
 def test_models_to_a_place_that_cannot_be_written(tmp_path, capsys):
@@ -108,3 +115,40 @@ def test_train_then_resume_then_refuse(synthetic, tmp_path, capsys):
     assert cli.main([*call, "--resume"]) == 0
     again = [*call[:5], str(tmp_path / "again"), *call[6:], "--init", str(out / "last.safetensors")]
     assert cli.main(again) == 0
+
+
+def test_several_recipes_and_seeds_train_side_by_side(synthetic, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.toml").write_text(RECIPE)
+    out = tmp_path / "runs"
+    call = ["train", str(tmp_path / "a.toml"), str(tmp_path / "b.toml"), "--root", str(synthetic), "--out", str(out),
+            "--epochs", "2", "--seed", "1", "--seed", "2"]
+    assert cli.main([*call, "--minutes", "0"]) == 0
+    assert {p.name for p in out.iterdir()} == {"a-seed1", "a-seed2", "b-seed1", "b-seed2"}
+    assert "epoch 1 of 2: go on by --resume" in capsys.readouterr().out
+    assert json.loads((out / "b-seed2" / "recipe.json").read_text())["seed"] == 2
+    assert cli.main([*call, "--resume"]) == 0
+    same = [(out / run / "last.safetensors").read_bytes() for run in ("a-seed1", "b-seed1", "a-seed2")]
+    assert same[0] == same[1] != same[2]
+    assert cli.main(["train", str(tmp_path / "a.toml"), str(tmp_path / "a.toml"), *call[3:7]]) == errors.USAGE
+    assert "a is given twice" in capsys.readouterr().err
+
+
+def test_distill(synthetic, tmp_path, capsys):
+    recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    call = ["distill", str(recipe), "--root", str(synthetic), "--out", str(out), "--epochs", "1"]
+    assert cli.main(call) == errors.USAGE
+    assert "give --teacher and --features" in capsys.readouterr().err
+    assert cli.main([*call, "--teacher", "biisnet", "--features", "encoder1"]) == errors.USAGE
+    assert "distill: features must be teacher.layer=student.layer" in capsys.readouterr().err
+    assert cli.main([*call, "--teacher", "biisnet", "--features", "encoder1=encodr1"]) == errors.USAGE
+    assert "the student has no layer 'encodr1'; nearest: encoder1" in capsys.readouterr().err
+    with recipe.open("a") as file:
+        file.write('[distill]\nteacher = "biisnet"\nfeatures = ["bottleneck=bottleneck"]\n')
+    assert cli.main([*call, "--student", "biisnet-float", "--features", "encoder1=encoder1", "--method", "semantic",
+                     "--weight", "0.5"]) == 0
+    record = json.loads((out / "recipe.json").read_text())
+    assert record["network"] == "biisnet-float" and record["distill"] == {
+        "teacher": "biisnet", "features": ["encoder1=encoder1"], "method": "semantic", "checkpoint": "", "weight": 0.5,
+        "attention": 1.0}

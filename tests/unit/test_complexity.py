@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from irstd_edge.complexity import Parameters, count_parameters, measure_complexity
+from irstd_edge.complexity import Parameters, count_layers, count_parameters, measure_complexity
 from irstd_edge.models.registry import get_model
+from irstd_edge.nn.attention import SelfAttention, TransformerBlock
 from irstd_edge.nn.binary import BinaryConv2d, DotBinaryConv2d
 from irstd_edge.nn.inference import freeze
+from irstd_edge.nn.quant import QuantConv2d
 
 
 def test_biisnet_by_hand():
@@ -52,6 +54,42 @@ def test_binary_layers_in_every_form():
     assert result.params == Parameters(144 + 36 + 8 + 20, 5 + 36, 5 + 36 + 28)
     frozen = measure_complexity(freeze(nn.Sequential(unit)), (8, 8), 4)
     assert (frozen.macs, frozen.bops) == (result.macs, result.bops)
+
+
+@pytest.mark.parametrize("bits", [(1, 1), (4, 3), (8, 8)])
+def test_quantised_layers_count_their_bits(bits):
+    weight_bits, activation_bits = bits
+    layer = nn.Sequential(QuantConv2d(4, 6, 3, padding=1, weight_bits=weight_bits, activation_bits=activation_bits))
+    result, macs = measure_complexity(layer, (8, 8), 4), 8 * 8 * 6 * 36
+    assert (result.macs, result.bops) == (0, macs * weight_bits * activation_bits)
+    assert result.ops == macs * weight_bits * activation_bits / 64
+    words = -(-216 * weight_bits // 32)
+    # Six biases; six steps of weights and one of inputs.
+    assert result.params == Parameters(216 + 13, words + 6, words + 13)
+    frozen = measure_complexity(freeze(layer), (8, 8), 4)
+    assert (frozen.macs, frozen.bops) == (result.macs, result.bops)
+
+
+def test_precision_by_hand():
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), QuantConv2d(4, 2, 3, padding=1, weight_bits=3, activation_bits=5),
+                            BinaryConv2d(2, 2, 1))
+    result = measure_complexity(network, (8, 8))
+    assert result.mac_bits == 64 * (4 * 1024 + 72 * 3 * 5 + 4) == result.as_dict()["mac_bits"]
+    assert result.weight_bits_mean == (4 * 32 + 72 * 3 + 4) / 80
+    assert result.activation_bits_mean == (1 * 32 + 4 * 5 + 2) / 7
+    first, second, third = count_layers(network, (8, 8))
+    assert (first.name, first.weights, first.inputs, first.macs, first.output_size) == ("0", 4, 64, 256, (8, 8))
+    assert (second.weight_bits, second.activation_bits, third.weight_bits) == (3, 5, 1)
+    assert measure_complexity(nn.Sequential(nn.Conv2d(1, 1, 1)), (4, 4)).mac_bits == 16 * 1024
+
+
+def test_attention_counts_its_products_of_matrices():
+    attention = nn.Sequential(nn.Flatten(2), SelfAttention(24, 4))  # 4 channels become tokens of 24 values
+    projections, products = 4 * 24 * 24 * 4, 2 * 4 * 4 * 24
+    assert measure_complexity(attention, (4, 6), 4).macs == projections + products
+    block, tokens = TransformerBlock(8, 2), 6 * 4
+    layers = 9 * 8 + 4 * 64 + 2 * 4 * 64
+    assert measure_complexity(block, (6, 4), 8).macs == tokens * layers + 2 * tokens * tokens * 8
 
 
 def test_shared_weights_count_once_and_the_mode_is_kept():

@@ -175,3 +175,25 @@ def test_a_broken_copy_is_described(synthetic):
 def test_the_public_sets_hold_the_published_counts(public_data):
     for name in DATASETS:
         assert check_dataset(public_data, name).problems == ()
+
+
+def test_split_files_of_ones_own(synthetic, tmp_path):
+    own = synthetic / "Synthetic" / "img_idx" / "official"
+    own.mkdir()
+    (own / "test.txt").write_text("3\n1\n")
+    assert Dataset(synthetic, "Synthetic", "official/test").names == ["3", "1"]
+    assert Dataset.named(synthetic, "Synthetic:official/test", "train").names == ["3", "1"]
+    assert len(Dataset.named(synthetic, "Synthetic", "train")) == 10
+    assert Dataset(synthetic, "Synthetic", str(own / "test.txt"))[0].name == "3"
+    with pytest.raises(DataError, match=r"img_idx/official/val.txt: no such file"):
+        Dataset(synthetic, "Synthetic", "official/val")
+    (own / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read as names of images"):
+        Dataset(synthetic, "Synthetic", "official/bad")
+
+
+def test_the_official_split_of_the_public_set(public_data):
+    if not (public_data / "NUAA-SIRST" / "img_idx" / "idx_427").is_dir():
+        pytest.skip("needs idx_427 of YimianDai/sirst in NUAA-SIRST/img_idx")
+    kept, test = (set(Dataset(public_data, "NUAA-SIRST", f"idx_427/{s}").names) for s in ("trainval", "test"))
+    assert (len(kept), len(test)) == (341, 86) and not kept & test

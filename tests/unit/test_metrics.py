@@ -5,7 +5,7 @@ import pytest
 from skimage.measure import label
 
 from irstd_edge.data import Dataset, Normalisation, Sample
-from irstd_edge.metrics import DetectionMetrics, evaluate
+from irstd_edge.metrics import ROC_THRESHOLDS, DetectionMetrics, ThresholdSweep, evaluate
 
 
 def canvas(*boxes, value=1.0, shape=(20, 20)):
@@ -164,3 +164,23 @@ def test_the_public_masks_hold_the_published_target_counts(public_data):
     counts = {split: sum(label(s.mask >= 128, connectivity=2).max() for s in Dataset(public_data, "NUAA-SIRST", split))
               for split in ("train", "test")}
     assert counts == {"train": 270, "test": 263}
+
+
+def test_a_sweep_gives_each_threshold_its_figures():
+    # Target of 4 pixels: 2 at 0.9, 2 at 0.6; a false pixel far away at 0.7.
+    probability = canvas((2, 2, 1, 2), value=0.9) + canvas((3, 2, 1, 2), value=0.6) + canvas((15, 15, 1, 1), value=0.7)
+    sweep = ThresholdSweep((0.8, 0.5, 0.65, 0.95))
+    sweep(Sample("a", probability, mask((2, 2, 2, 2)).astype(np.uint8)), probability)
+    rows = sweep.rows()
+    assert [r["threshold"] for r in rows] == [0.5, 0.65, 0.8, 0.95]
+    assert [r["iou"] for r in rows] == pytest.approx([4 / 5, 2 / 5, 2 / 4, 0])
+    assert [r["pd"] for r in rows] == [1, 1, 1, 0]
+    assert [r["fa"] for r in rows] == pytest.approx([1 / 400, 1 / 400, 0, 0])
+    assert list(ROC_THRESHOLDS) == sorted(set(ROC_THRESHOLDS)) and 0.5 in ROC_THRESHOLDS
+
+
+def test_maps_are_handed_on_cropped():
+    seen = []
+    samples = [Sample("a", np.full((40, 50), 7, np.float32), np.zeros((40, 50), np.uint8))]
+    evaluate(lambda x: x, samples, Normalisation(0, 10), on_map=lambda s, p: seen.append((s.name, p.shape, p.max())))
+    assert seen == [("a", (40, 50), pytest.approx(0.7))]

@@ -1,12 +1,16 @@
+import tomllib
+
 import pytest
 import torch
 
-from irstd_edge.models.biisnet import biisnet, biisnet_float
+from irstd_edge.complexity import count_parameters
+from irstd_edge.models.biisnet import VARIANTS, biisnet, biisnet_float, biisnet_variant
 from irstd_edge.models.registry import MODELS, UnknownModelError, get_model
 from irstd_edge.nn.binary import DOT_READINGS, DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FixedPoint
 from irstd_edge.nn.functional import fixed_point
 from irstd_edge.nn.inference import freeze
+from irstd_edge.training.recipe import RECIPES
 
 
 def test_exact_convolution_does_not_depend_on_order_or_precision():
@@ -42,6 +46,21 @@ def test_frozen_network_equals_evaluation_bit_for_bit(reading):
         y = network(x)
         assert torch.equal(freeze(network)(x), y)
     assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_have_the_budget_and_freeze_to_the_same_bits(name):
+    # The depth-wise path costs nine values per channel and unit.
+    assert count_parameters(biisnet_variant(name)).binary_div32_plus_conv < (13_500 if name == "pointwise" else 10_500)
+    torch.manual_seed(0)
+    network = biisnet_variant(name, channels=8, blocks=1, bottleneck=1)
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(2, 1, 32, 32))
+        network.eval()
+        x = torch.randn(2, 1, 20, 28)
+        y = network(x)
+        assert torch.equal(freeze(network)(x), y) and y.std() > 0
 
 
 def test_training_and_evaluation_agree_but_for_what_the_grids_round():
@@ -94,6 +113,12 @@ def test_twin_has_the_same_shapes():
 def test_registry():
     for name, model in MODELS.items():
         assert name == model.name and model.summary and model.source
-        assert model.float_twin is None or model.float_twin in MODELS
+        assert model.family
+        assert {model.float_twin, model.teacher} <= {None, *MODELS} and name not in (model.float_twin, model.teacher)
     with pytest.raises(UnknownModelError, match="did you mean 'biisnet'"):
         get_model("bisnet")
+
+
+def test_every_shipped_recipe_is_of_a_network_here():
+    names = {tomllib.loads(path.read_text())["network"] for path in RECIPES.glob("*.toml")}
+    assert names <= MODELS.keys() and {"mdpnet", "resunet", "dnanet", "biisnet-xnor", "sformer"} <= names

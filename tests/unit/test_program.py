@@ -26,6 +26,8 @@ BINARY = {"version": 1, "bit_order": 1, "in_channels": 4, "out_channels": 4, "ke
           "fraction_bits": 8}
 BINARY_CONSTANTS = {"weight": np.full((4, 3, 3, 1), 5, np.int32), "threshold": f32(4), "scale": f32(4), "bias": f32(4),
                     "activation_parameters": f32(3, 4)}
+QUANT = {"version": 1, "in_channels": 8, "out_channels": 5, "kernel_h": 1, "kernel_w": 1, "weight_bits": 3,
+         "activation_bits": 4, "inverse_step": 2.5}
 CONV = {"in_channels": 4, "out_channels": 6, "kernel_h": 3, "kernel_w": 1, "groups": 2}
 
 
@@ -50,9 +52,12 @@ def everything() -> Program:
     gate = add("Activation", (mean,), 4, {"activation": 4})
     scaled = add("Multiply", (total, gate), 4)
     grid = add("FixedPoint", (scaled,), 4, {"fraction_bits": 8, "bits": 12}, bits=8)
-    add("Concat", (grid, y), 8, bits=8)
+    joined = add("Concat", (grid, y), 8, bits=8)
+    add("Slice", (joined,), 3, {"first": 5}, bits=8)
     up = {**CONV, "stride_h": 2, "stride_w": 2, "output_pad_h": 1, "activation": 5}
     last = add("ConvTranspose2d", (scaled,), 6, up, {"weight": f32(4, 3, 3, 1), "bias": f32(6)})
+    packed = {"weight": np.full((5, 3), 6, np.uint8), "scale": f32(5), "bias": f32(5)}
+    add("QuantConv2d", (scaled, grid), 5, QUANT, packed)
     assert {n.operator for n in nodes} == set(OPERATORS)
     return Program(tuple(tensors), tuple(nodes), 1, (last, total))
 
@@ -104,8 +109,8 @@ def test_constants_are_aligned_and_stored_once():
         raw = struct.unpack_from("<12I", data, nodes_offset + NODE.size * i + 160)
         places += [p for p in zip(raw[::2], raw[1::2], strict=True) if p != (0, 0)]
     assert places and all(offset % 64 == 0 for offset, _ in places)
-    # The float arrays of one size are the same: scale, bias, threshold and slope, and two weights.
-    assert len(set(places)) == len(places) - 4
+    # The float arrays of one size are the same: scale, bias, threshold and slope, two weights, and scale and bias.
+    assert len(set(places)) == len(places) - 5
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -243,6 +248,10 @@ def one(node, *tensors, inputs=1, outputs=None):
     (lambda: one(Node("Add", "a", (0,), 1), Tensor("x", 4), Tensor("y", 4)), "input_count is 1, not 2 to 2"),
     (lambda: one(Node("Add", "a", (0, 0), 1), Tensor("x", 4), Tensor("y", 5)), "input 'x' has 4 channels"),
     (lambda: one(Node("Concat", "a", (0, 0), 1), Tensor("x", 4), Tensor("y", 7)), "8 channels together"),
+    (lambda: one(Node("Slice", "a", (0,), 1, {"first": 2}), Tensor("x", 4), Tensor("y", 3)),
+     "takes channels 2 to 4 of 4"),
+    (lambda: one(Node("Slice", "a", (0,), 1, {"first": 2}), Tensor("x", 4), Tensor("y", 2, 8)),
+     "fraction_bits -1, its output 8"),
     (lambda: one(Node("Activation", "a", (0,), 1, {"activation": 2}, {"slope": f32(3)}), Tensor("x", 4),
                  Tensor("y", 4)), "slope has 3 values"),
     (lambda: one(Node("FixedPoint", "a", (0,), 1, {"fraction_bits": 4, "bits": 8}), Tensor("x", 4),

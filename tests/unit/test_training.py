@@ -1,7 +1,9 @@
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from irstd_edge import plots
 from irstd_edge.data import Normalisation, Sample
 from irstd_edge.errors import MissingError
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.training import curves
 from irstd_edge.training.loop import (
+    Run,
     TrainingError,
     _averaging,
     clip_latent_weights,
@@ -21,9 +25,10 @@ from irstd_edge.training.loop import (
     read_curve,
     split_validation,
     train,
+    train_side_by_side,
 )
-from irstd_edge.training.losses import soft_iou
-from irstd_edge.training.recipe import RECIPES, Recipe, RecipeError, parse_datasets
+from irstd_edge.training.losses import LOSSES, Supervised, soft_iou
+from irstd_edge.training.recipe import LOSS_NAMES, OPTIMIZERS, RECIPES, Distill, Recipe, RecipeError, parse_datasets
 
 TINY = Recipe("biisnet", "Synthetic", epochs=6, batch=4, crop=32, learning_rate=5e-3, average=0.5, validation=0.2,
               validate_every=2, contrast=0.1, brightness=0.1)
@@ -96,6 +101,9 @@ def test_training_lowers_the_loss_and_leaves_its_files(synthetic, tmp_path):
         train(TINY, synthetic, out)
     with pytest.raises(TrainingError, match="another recipe"):
         train(replace(TINY, seed=1), synthetic, out, resume=True)
+    with pytest.raises(TrainingError, match="holds no run to go on with: leave out --resume"):
+        train(TINY, synthetic, tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
 
 
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(synthetic, tmp_path):
@@ -162,6 +170,108 @@ def test_wrong_starts_leave_nothing_behind(synthetic, tmp_path):
         train(TINY, synthetic, tmp_path / "file" / "run")
 
 
+class Deep(nn.Module):
+    """Two probabilities in training mode, the second of half the size; drops activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout2d(0.2)
+        self.head = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = torch.sigmoid(self.head(self.drop(self.norm(self.body(x)).relu())))
+        return (y, nn.functional.avg_pool2d(y, 2)) if self.training else y
+
+
+def test_deep_supervision_averages_the_losses():
+    p, q, g = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 1, 1), 0.25), torch.ones(1, 1, 2, 2)
+    # p: overlap 2, union 4: 1 - 3 / 5; q enlarged: overlap 1, union 4: 1 - 2 / 5
+    assert Supervised().measure({"out": [p, q]}, g).item() == pytest.approx((0.4 + 0.6) / 2)
+
+
+def test_losses_by_hand():
+    p = torch.tensor([[[[0.5, 0.5]]], [[[1.0, 0.0]]]])
+    g = torch.tensor([[[[1.0, 0.0]]], [[[1.0, 0.0]]]])
+    # Images: overlap .5 and 1, union 1.5 and 1: mean of 1 - 1.5 / 2.5 and 0.
+    assert LOSSES["image_iou"](p, g).item() == pytest.approx(0.2)
+    # Batch: overlap 1.5, union 2.5: 1 - 2.5 / 3.5; cross-entropy 2 log 2 over four pixels.
+    assert LOSSES["bce_iou"](p, g).item() == pytest.approx(1 / 3.5 + math.log(2) / 2, abs=1e-5)
+    assert set(LOSSES) == set(LOSS_NAMES)
+
+
+def test_runs_side_by_side_equal_runs_alone_bit_for_bit(synthetic, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    recipes = [replace(TINY, epochs=2, network="test_training:Deep", seed=seed) for seed in (1, 2)]
+    cache = {}
+    together = [Run(r, synthetic, tmp_path / f"together{r.seed}", cache=cache) for r in recipes]
+    assert together[0].samples[0] is together[1].samples[0]
+    train_side_by_side(together)
+    for recipe, run in zip(recipes, together, strict=True):
+        alone = load_file(train(recipe, synthetic, tmp_path / f"alone{recipe.seed}") / "last.safetensors")
+        beside = load_file(run.out / "last.safetensors")
+        assert alone.keys() == beside.keys() and all(torch.equal(alone[k], beside[k]) for k in alone)
+    first, second = (load_file(run.out / "last.safetensors") for run in together)
+    assert not torch.equal(first["body.weight"], second["body.weight"])
+
+
+def test_a_time_limit_leaves_a_run_to_go_on_with(synthetic, tmp_path):
+    seen = []
+    train(TINY, synthetic, tmp_path / "run", minutes=0, on_epoch=lambda e: seen.append(e.epoch))
+    assert seen == [1] and (tmp_path / "run" / "resume.pt").exists()
+    train(TINY, synthetic, tmp_path / "run", resume=True, on_epoch=lambda e: seen.append(e.epoch))
+    assert seen == list(range(1, 7))
+    train(TINY, synthetic, tmp_path / "whole")
+    a, b = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_network_and_an_objective_of_the_caller(synthetic, tmp_path):
+    class Objective(nn.Module):
+        record = {"told": 1}
+
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, network, x, target):
+            loss = soft_iou(network(x)[0], target)
+            return {"loss": loss + (self.gain - 3) ** 2, "task": loss}
+
+    network, objective = Deep(), Objective()
+    recipe = replace(TINY, epochs=2, network="test_training:Deep")
+    out = train(recipe, synthetic, tmp_path / "run", network=network, objective=objective, record={"more": 2})
+    assert objective.gain.item() != 1 and load_file(out / "last.safetensors").keys() == {
+        k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
+    assert {"told": 1, "more": 2}.items() <= json.loads((out / "recipe.json").read_text()).items()
+    row = read_curve(out / "curves.csv")[0]
+    assert float(row["loss"]) > float(row["task"]) + 3 and row["iou"] == ""
+    again = Objective()
+    Run(recipe, synthetic, out, network=Deep(), objective=again, resume=True)
+    assert torch.equal(again.gain, objective.gain)
+
+
+def test_schedules_and_optimizers():
+    multistep = replace(TINY, schedule="multistep", learning_rate=1.0, milestones=(2, 4))
+    assert [multistep.learning_rate_at(e) for e in range(1, 7)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert replace(TINY, schedule="constant").learning_rate_at(5) == TINY.learning_rate
+    assert TINY.learning_rate_at(1) == TINY.learning_rate
+    for name in OPTIMIZERS:
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = replace(TINY, optimizer=name, weight_decay=0.1).make_optimizer([weight])
+        (weight * 2).sum().backward()
+        optimizer.step()
+        assert weight.item() < 1 and optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_recipes_as_dictionaries():
+    recipe = replace(TINY, milestones=(1, 2), distill=Distill("a:b", ("x=y",)))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+    assert "distill" not in TINY.as_dict() and Recipe.from_dict({"network": "a", "dataset": "b"}).epochs == 400
+    assert recipe.distill.pairs == [("x", "y")]
+
+
 def test_a_damaged_state_is_refused(synthetic, tmp_path):
     write(tmp_path / "resume.pt", "no state")
     with pytest.raises(TrainingError, match="cannot be read"):
@@ -169,7 +279,7 @@ def test_a_damaged_state_is_refused(synthetic, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(synthetic, tmp_path, monkeypatch):
-    monkeypatch.setattr("irstd_edge.training.loop.soft_iou", lambda p, g: p.sum() * float("nan"))
+    monkeypatch.setattr("irstd_edge.training.losses.LOSSES", {"soft_iou": lambda p, g: p.sum() * float("nan")})
     with pytest.raises(TrainingError, match="loss is nan in epoch 1"):
         train(TINY, synthetic, tmp_path / "run")
 
@@ -177,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(synthetic, tmp_path, monkeypatc
 def test_missing_matplotlib_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(MissingError, match=r"pip install irstd-edge\[train\]"):
-        curves.require_matplotlib()
+        plots.require_matplotlib()
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
@@ -198,6 +308,21 @@ def test_shipped_recipes_are_valid(path):
     ('network = "biisnet"\ndataset = "A"\ncontrast = -0.1', "contrast must not be negative"),
     ('network = "biisnet"\ndataset = "A"\nseed = -1', "seed must not be negative"),
     ("network = ", "Invalid value"),
+    *((f'network = "biisnet"\ndataset = "A"\n{line}', message) for line, message in (
+        ('loss = "iou"', "loss must be one of soft_iou"),
+        ('optimizer = "lion"', "optimizer must be one of adam"),
+        ('schedule = "step"', "schedule must be one of cosine"),
+        ("milestones = [3, 2]", r"milestones must be rising epochs, got \[3, 2\]"),
+        ('milestones = ["3"]', r"milestones must be a list of int, got \['3'\]"),
+        ("gamma = 0", r"gamma must be in \(0, 1\]"),
+        ("weight_decay = -1", "weight_decay must not be negative"),
+        ('distill = "x"', "distill must be a table"),
+        ('[distill]\nteacher = "x"', "distill: features missing"),
+        ('[distill]\nteacher = "x"\nfeatures = []', "distill: features must name at least one pair"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a"]', "distill: features must be teacher.layer=student.layer, got"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nmethod = "kd"', "distill: method must be one of msa, semantic"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nweight = -1', "distill: weight must not be negative"),
+    )),
 ])
 def test_wrong_recipes_name_the_field(tmp_path, text, message):
     path = write(tmp_path / "wrong.toml", text)

@@ -1,31 +1,38 @@
 import json
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import load_network
 from irstd_edge.complexity import count_parameters
 from irstd_edge.models.registry import MODELS, get_model
+from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, train
-from irstd_edge.training.recipe import Recipe
+from irstd_edge.training.recipe import Distill, Recipe
 from irstd_edge.zoo import ZOO, zoo_card, zoo_weights
-from irstd_edge.zoo.card import describe_run, main, publish, render
+from irstd_edge.zoo.card import describe_precision, describe_runs, main, publish, render
+
+RECIPE = Recipe("biisnet", "Synthetic", epochs=2, batch=4, crop=32, validation=0.2, validate_every=1)
 
 
 @pytest.fixture
 def run(synthetic, tmp_path):
-    recipe = Recipe("biisnet", "Synthetic", epochs=2, batch=4, crop=32, validation=0.2, validate_every=1)
-    return train(recipe, synthetic, tmp_path / "run")
+    return train(RECIPE, synthetic, tmp_path / "run")
 
 
 def test_a_run_becomes_weights_facts_and_a_card(run, synthetic, tmp_path, capsys):
     zoo = tmp_path / "zoo"
     zoo.mkdir()
-    card = describe_run(run, "biisnet", synthetic, note="Begun from nothing.")
+    card = describe_runs([run], "biisnet", synthetic, weights=zoo / "biisnet.safetensors", note="Begun from nothing.")
     assert card["training"]["images"] == 8 and card["training"]["held_out"] == 2
     metrics = card["metrics"]["Synthetic"]
     assert metrics["protocol"] == "basicirstd" and metrics["images"] == metrics["targets"] == 10
-    weights, facts, text = publish(card, run / "best.safetensors", zoo)
+    weights, (facts, text) = zoo / "biisnet.safetensors", publish(card, zoo)
+    assert weights.read_bytes() == (run / "best.safetensors").read_bytes() and card["precision"] == {"kind": "binary"}
     assert {p.name for p in zoo.iterdir()} == {"biisnet.safetensors", "biisnet.json", "biisnet.md"}
     assert json.loads(facts.read_text()) == card and sha256(weights) == card["weights"]["sha256"]
     words = text.read_text()
@@ -44,18 +51,106 @@ def test_an_unfinished_run_is_described_as_such(run, synthetic):
     (run / "recipe.json").write_text(json.dumps(record))
     with (run / "curves.csv").open("a") as file:
         file.write("3,0.5,1e-3,,,,,1.0\n")
-    training = describe_run(run, "biisnet", synthetic, which="last")["training"]
+    training = describe_runs([run], "biisnet", synthetic, which="last")["training"]
     assert (training["epochs_done"], training["epoch_of_weights"], training["seconds"] >= 1) == (3, 2, True)
 
 
 def test_wrong_runs_are_refused(run, synthetic, tmp_path):
     with pytest.raises(TrainingError, match="no folder of a training run"):
-        describe_run(tmp_path / "absent", "biisnet", synthetic)
+        describe_runs([tmp_path / "absent"], "biisnet", synthetic)
     with pytest.raises(TrainingError, match="trains biisnet, not biisnet-float"):
-        describe_run(run, "biisnet-float", synthetic)
+        describe_runs([run], "biisnet-float", synthetic)
     (run / "last.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"no last\.safetensors"):
-        describe_run(run, "biisnet", synthetic, which="last")
+        describe_runs([run], "biisnet", synthetic, which="last")
+
+
+def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monkeypatch):
+    other = train(replace(RECIPE, seed=7), synthetic, tmp_path / "other")
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    main([str(run), str(other), "--name", "biisnet", "--root", str(synthetic), "--out", str(zoo),
+          "--dataset", "Synthetic", "--dataset", "Synthetic:train"], standalone_mode=False)
+    card = json.loads((zoo / "biisnet.json").read_text())
+    assert list(card["metrics"]) == ["Synthetic", "Synthetic:train"]
+    assert card["metrics"]["Synthetic:train"]["command"].endswith("--dataset Synthetic --root PATH --split train")
+    assert [r["seed"] for r in card["runs"]] == [42, 7] and sum(r["published"] for r in card["runs"]) == 1
+    published = next(r for r in card["runs"] if r["published"])
+    assert card["training"]["recipe"]["seed"] == published["seed"]
+    assert published["metrics"]["Synthetic"]["iou"] == card["metrics"]["Synthetic"]["iou"]
+    source = {42: run, 7: other}[published["seed"]]
+    assert (zoo / "biisnet.safetensors").read_bytes() == (source / "best.safetensors").read_bytes()
+    words = (zoo / "biisnet.md").read_text()
+    a, b = (r["metrics"]["Synthetic"]["pd"] for r in card["runs"])
+    assert f"{(a + b) / 2:.4f}" in words and f"{abs(a - b) / 2 ** 0.5:.4f}" in words and "Over 2 seeds" in words
+    with pytest.raises(TrainingError, match="need different seeds"):
+        describe_runs([run, run], "biisnet", synthetic)
+    record = json.loads((other / "recipe.json").read_text())
+    (other / "recipe.json").write_text(json.dumps(record | {"crop": 64}))
+    with pytest.raises(TrainingError, match=r"its crop is 64, that of .* 32"):
+        describe_runs([run, other], "biisnet", synthetic)
+
+
+def test_each_protocol_is_a_row_of_its_own(synthetic, tmp_path):
+    recipe = replace(RECIPE, network="biisnet-float", epochs=1, validation=0.0)
+    index = synthetic / "Synthetic" / "img_idx" / "test_Synthetic.txt"
+    index.write_text("0\n")
+    out = train(recipe, synthetic, tmp_path / "run")
+    card = describe_runs([out], "biisnet-float", synthetic, which="last", protocols=("basicirstd", "resize256"))
+    assert list(card["metrics"]) == ["Synthetic", "Synthetic, resize256"]
+    assert card["metrics"]["Synthetic, resize256"]["command"].endswith("--root PATH --protocol resize256")
+    assert render(card).count("| Synthetic test (1 images, 1 targets) |") == 2
+    with pytest.raises(TrainingError, match=r"no best\.safetensors"):
+        describe_runs([out], "biisnet-float", synthetic)
+
+
+def test_half_the_bytes(run, synthetic, tmp_path, monkeypatch):
+    card = describe_runs([run], "biisnet", synthetic, weights=tmp_path / "w.safetensors", half=True)
+    tensors, whole = load_file(tmp_path / "w.safetensors"), load_file(run / "best.safetensors")
+    assert all(t.dtype == (torch.float16 if whole[k].ndim > 1 else whole[k].dtype) for k, t in tensors.items())
+    assert card["weights"]["bytes"] < 0.6 * (run / "best.safetensors").stat().st_size
+    assert "as float16" in render(card)
+    assert load_network("biisnet", checkpoint=tmp_path / "w.safetensors", mean=1, std=1).checkpoint_sha256
+    monkeypatch.setattr("irstd_edge.zoo.card.LARGEST", 1000)
+    with pytest.raises(TrainingError, match=r"the zoo takes 1,000: publish them as float16 by --half"):
+        describe_runs([run], "biisnet", synthetic)
+
+
+def test_a_distilled_run_names_its_teacher(synthetic, tmp_path):
+    recipe = replace(RECIPE, network="biisnet-float", epochs=1, distill=Distill("biisnet", ("encoder1=encoder1",)))
+    card = describe_runs([train(recipe, synthetic, tmp_path / "run")], "biisnet-float", synthetic)
+    assert card["precision"] == {"kind": "float"}
+    teacher = zoo_card("biisnet")["weights"]["sha256"]
+    assert f"from biisnet, 243,937 parameters, weights SHA-256 `{teacher}`; layers teacher=student: encoder1=encoder1" \
+        in render(card)
+
+
+def test_a_quantised_network_shows_its_bits(run, synthetic, tmp_path):
+    network = nn.Sequential(QuantConv2d(1, 4, 3, weight_bits=8, activation_bits=4), nn.Conv2d(4, 4, 1),
+                            QuantConv2d(4, 4, 3, weight_bits=2, activation_bits=3))
+    found = describe_precision(network)
+    assert [(x["layer"], x["weight_bits"], x["activation_bits"], x["weights"]) for x in found["layers"]] == [
+        ("0", 8, 4, 36), ("2", 2, 3, 144)]
+    assert found["mean_weight_bits"] == pytest.approx((36 * 8 + 144 * 2) / 180)
+    (run / "best.safetensors").rename(run / "quantised.safetensors")
+    normalisation = json.loads((run / "recipe.json").read_text())["normalisation"]
+    (run / "recipe.json").unlink()
+    (run / "quantisation.json").write_text(json.dumps({
+        "network": "biisnet", "method": "mse", "images": [{}, {}], "precision": {}, "checkpoint_sha256": "abc",
+        "normalisation": normalisation}))
+    with pytest.raises(TrainingError, match="does not say what to measure on: give --dataset NAME"):
+        describe_runs([run], "biisnet", synthetic, which="quantised")
+    card = describe_runs([run], "biisnet", synthetic, which="quantised", datasets=("Synthetic",))
+    words = render(card | {"precision": found})
+    assert "| `2` | 2 | 3 | 144 |" in words and "by mse on 2 calibration images" in words
+    assert "3.20 bits a weight" in words and "quantised after training" in words
+
+
+def test_sets_with_a_split_of_their_own_need_a_test_split(run, synthetic):
+    record = json.loads((run / "recipe.json").read_text()) | {"dataset": "Synthetic:train"}
+    (run / "recipe.json").write_text(json.dumps(record))
+    with pytest.raises(TrainingError, match="give --dataset Synthetic:SPLIT"):
+        describe_runs([run], "biisnet", synthetic)
 
 
 @pytest.mark.parametrize("name", MODELS)

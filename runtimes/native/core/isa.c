@@ -22,6 +22,7 @@ enum {
     EBX_AVX512F = 1u << 16,
     EBX_AVX512DQ = 1u << 17,
     EBX_AVX512BW = 1u << 30,
+    ECX_AVX512_VNNI = 1u << 11,
     ECX_AVX512_BITALG = 1u << 12,
     ECX_AVX512_VPOPCNTDQ = 1u << 14,
     XCR0_YMM = 0x6,
@@ -42,7 +43,7 @@ static int has_avx512(void) {
     return has_avx2(); /* the same source, its AVX-512 intrinsics emulated */
 #else
     return x86_has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ | EBX_AVX512BW | EBX_AVX512VL,
-                   ECX_AVX512_VPOPCNTDQ | ECX_AVX512_BITALG, XCR0_ZMM);
+                   ECX_AVX512_VPOPCNTDQ | ECX_AVX512_BITALG | ECX_AVX512_VNNI, XCR0_ZMM);
 #endif
 }
 #endif

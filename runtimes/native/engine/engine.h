@@ -22,13 +22,19 @@ typedef struct {
     char *base;
     size_t row_bytes, offset; /* offset within the arena */
     int64_t ring;             /* 0: no memory, nobody reads it */
-    int first_step, last_step;
+    int first_step, last_step; /* of the run: the life of its memory */
+    int first_node, last_node; /* and of every strip, where no row outlives one */
 } irstd_ring;
 
+typedef struct irstd_quantizer irstd_quantizer;
+typedef struct irstd_qconv irstd_qconv;
+
 /* The signs of a tensor as one consumer (or several alike) wants them: bit = (x >= threshold). Elements of
- * kernels->bit_channels channels, 2 or 1 bytes wide; `left` elements of padding stand before column 0. */
+ * kernels->bit_channels channels, 2 or 1 bytes wide; `left` elements of padding stand before column 0. Or its quantised
+ * values, in elements of 4 bytes (quant.h). */
 typedef struct {
     irstd_ring ring;
+    const irstd_quantizer *quantizer; /* NULL: signs */
     const float *threshold;
     int32_t *fixed_threshold; /* for int16 tensors: q >= it, every int16 twice; NULL where int16 cannot say it */
     int pad_value, groups, group_channels, group_planes, planes;
@@ -40,6 +46,8 @@ typedef struct {
     int channels;
     int64_t height, width;
     int64_t stride, step; /* elements from a channel to the next, from a pixel to the next (1 but in the caller's NHWC) */
+    /* For convolutions that read beyond the image in place: zeros before column 0, and columns from it on that exist. */
+    int64_t left, extent;
     irstd_ring ring;
     irstd_map maps[MAX_MAPS];
     int map_count;
@@ -57,9 +65,15 @@ typedef struct {
 
 /* Scratch of one row of a binary convolution: sums, pointers of the taps, then whichever of the others it needs. */
 typedef struct {
-    int64_t stride;                                     /* elements of a plane of sums */
-    size_t sums, taps, padding, columns, rest, values, turned, bytes; /* offsets */
+    int64_t stride; /* elements of a plane of sums */
+    size_t sums, taps, padding, columns, merged, rest, values, turned, bytes; /* offsets */
 } irstd_row_layout;
+
+/* What the sums of a block of columns start from: [OC] rows of int16, `step` apart (0: one row suits all channels). */
+typedef struct {
+    const int16_t *values;
+    int64_t step;
+} irstd_start;
 
 /* A binary convolution, prepared. Sums are in units of `unit`: acc = unit * sum. */
 typedef struct {
@@ -73,11 +87,13 @@ typedef struct {
     /* What the float32 steps add and bound, rounded where the operator is fixed point: [OC] each. */
     float *offset, *before, *after, low, high;
     void *packed; /* the kernel's form of the weights */
-    /* Columns that have a tap outside the image (pad_value 0): what their sums lack, [class][edge][oc]. */
-    int64_t edges, *edge_column;
+    int merge; /* taps that share an element of the last plane of a group, whose channels are few; 1: none do */
     int classes; /* sets of kernel rows inside the image; classes differ in their first and last row */
     int (*class_rows)[2]; /* first and last + 1 */
-    int16_t *edge_sum;
+    /* Minus half of all that is counted, plus what padding of exact zeros was counted as: [class][block of columns].
+     * Where sums are in units of one, to be added to their double: minus all. */
+    irstd_start *starts;
+    int64_t blocks;
     /* The int16 epilogue, per output channel; fast: it is exact here. */
     int fast, shift, average;
     irstd_finish *finish; /* per output channel */
@@ -88,13 +104,25 @@ typedef struct {
 } irstd_bconv;
 
 /* A convolution of int16 to int16 whose float32 sums are exact integers on a grid: y = sat((sum + bias) >> shift),
- * half a unit being part of the bias. */
+ * half a unit being part of the bias. Where the factors have room, they are raised to a shift of 16: the weights as they
+ * are stored, the values by `raised` bits when they are read. */
 typedef struct {
     int taps;         /* IC * KH * KW */
     int32_t *weights; /* [OC / 4][pairs of taps][4]: two int16, 0 behind the last tap and the last channel */
     int32_t *bias;    /* [OC], in fours too */
-    int shift;
+    int shift, raised;
 } irstd_fixed_conv;
+
+/* One way to compute a convolution of floats; its constants are repacked when the file is opened. */
+typedef struct {
+    const char *name; /* in layer tables */
+    int rows;         /* of the output that a call computes; they start at a multiple of it */
+    int (*fits)(const irstd_node *n);
+    size_t (*packed_bytes)(const irstd_node *n);
+    void (*pack)(const irstd_node *n, float *packed);
+    size_t (*scratch_bytes)(const irstd_node *n);
+    void (*run)(const irstd_node *n, int64_t row, char *scratch);
+} irstd_conv_form;
 
 struct irstd_node {
     int op;
@@ -107,11 +135,35 @@ struct irstd_node {
     const void *constants[IRSTD_NODE_CONSTANTS];
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
+    irstd_qconv *qconv;
     irstd_fixed_conv *fixed_conv;
-    size_t scratch_bytes; /* per thread */
+    /* A convolution of floats: the inputs but the addend are its image, one tensor's channels behind the other's; the
+     * addend, the last input, is added before the activation. */
+    int has_addend;
+    const irstd_conv_form *form;
+    float *packed;
     uint64_t macs;
+    const irstd_node *folded_into; /* which computes this one too, so that it never runs */
     char kernel[64];
 };
+
+/* One output row of a binary convolution. taps[kh * KW + kw] is what output column 0 sees through that tap, plane 0;
+ * NULL is a row of exact zeros. Planes are plane_bytes apart. Behind the taps is room for KH * KW * planes of a group
+ * pointers more. sums: int16 [OC rounded up to 16, and to 8 behind a group][stride]; merged: rows of that many elements
+ * for the words of merged taps, and one of zeros. */
+typedef struct {
+    const char **taps;
+    size_t plane_bytes;
+    int row_class;
+    int64_t width, stride;
+    int16_t *sums;
+    char *merged;
+} irstd_bconv_row;
+
+static inline int irstd_sources(const irstd_node *n) { return n->input_count - n->has_addend; }
+static inline const irstd_tensor *irstd_addend(const irstd_node *n) {
+    return n->has_addend ? n->inputs[n->input_count - 1] : NULL;
+}
 
 /* Rows first..last-1 of a node's output. */
 typedef struct {
@@ -150,9 +202,18 @@ struct irstd_session {
 static inline char *irstd_row(const irstd_ring *ring, int64_t row) {
     return ring->base + (size_t)(row % ring->ring) * ring->row_bytes;
 }
-static inline void *irstd_tensor_row(const irstd_tensor *t, int64_t row) { return irstd_row(&t->ring, row); }
+/* Column 0 of plane 0. */
+static inline void *irstd_tensor_row(const irstd_tensor *t, int64_t row) {
+    return irstd_row(&t->ring, row) + t->left * (int64_t)sizeof(float);
+}
+/* Rows of the output that are computed at once, from a multiple of them on. */
+static inline int64_t irstd_rows_at_once(const irstd_node *n) { return n->form ? n->form->rows : 1; }
 
-/* The operators that are not binary: one output row, and the scratch bytes that it needs. */
+/* Whether a node reads a map of that input, and not its values; which one. */
+static inline int irstd_reads_map(const irstd_node *n, int input) { return n->qconv || (n->bconv && !input); }
+const irstd_map *irstd_map_read(const irstd_node *n, int input);
+
+/* The operators that are neither binary nor convolutions: one output row, and the scratch bytes that it needs. */
 typedef struct {
     void (*run)(const irstd_node *node, int64_t row, char *scratch);
     size_t (*scratch_bytes)(const irstd_node *node);
@@ -161,6 +222,7 @@ typedef struct {
                    const irstd_tensor *y, char *to, char *scratch);
     /* The signs of one row of a float32 tensor in elements of bit_channels; bits: column 0 of plane 0. */
     void (*signs)(const irstd_tensor *x, const float *row, const irstd_map *map, int bit_channels, char *bits);
+    const irstd_conv_form *(*conv_form)(const irstd_node *node); /* for a convolution: there is always one */
 } irstd_row_kernels;
 
 /* One instruction set: how packed maps look, and its row kernels. Those that are NULL, and operators that a kernel
@@ -169,19 +231,15 @@ struct irstd_kernels {
     const char *isa;
     int bit_channels, bit_bytes; /* channels of an element of a packed map, bytes of it */
     int zero_element;            /* an element that adds nothing to any sum (exact zero padding), or -1 */
+    int block;                   /* columns whose sums are started together; 0: sums start from nothing */
     size_t (*packed_bytes)(const irstd_bconv *c);
     void (*pack)(const irstd_bconv *c, void *packed);
-    /* One row of sums, int16 [OC rounded up to 16, and to 8 behind a group][stride]. taps[kh * KW + kw] is what output column 0 sees through
-     * that tap, plane 0; planes are plane_bytes apart. Rows outside class_rows[row_class] are left out. Behind the
-     * taps is room for KH * KW * planes of a group pointers more. */
-    void (*sums)(const irstd_bconv *c, const char **taps, size_t plane_bytes, int row_class, int64_t width,
-                 int64_t stride, int16_t *sums);
-    /* The int16 epilogue of one row (c->fast); y, and bits with its map, may be NULL. bits: column 0 of plane 0. */
-    void (*finish)(const irstd_bconv *c, const int16_t *sums, int64_t stride, int64_t width, const irstd_tensor *r,
-                   const int16_t *residual, int16_t *y, const irstd_map *map, char *bits);
-    /* Signs straight from the sums (c->sign_sum). */
-    void (*sum_signs)(const irstd_bconv *c, const int16_t *sums, int64_t stride, int64_t width, const irstd_map *map,
-                      char *bits);
+    /* One row of sums, for the epilogue in float. */
+    void (*sums)(const irstd_bconv *c, const irstd_bconv_row *row);
+    /* One row of int16 results (c->fast) or of signs alone (c->sign_sum); y, and bits with its map, may be NULL. bits:
+     * column 0 of plane 0. r is the residual tensor, `residual` the row of it. */
+    void (*row)(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r, const int16_t *residual,
+                int16_t *y, const irstd_map *map, char *bits);
     /* The signs of one row of an int16 tensor (map->fixed_threshold). */
     void (*signs)(const irstd_map *map, const int16_t *x, int64_t stride, int64_t width, char *bits);
     const irstd_row_kernels *rows;
@@ -198,8 +256,13 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r);
 /* Kernel rows first..last - 1 that output row `row` reads; padding of +1 or -1 counts as read. */
 void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]);
 
+/* Words of the last plane of a group, where taps share them. */
+static inline size_t irstd_merged_words(const irstd_bconv *c) {
+    return (size_t)((c->a.kernel_h * c->a.kernel_w + c->merge - 1) / c->merge);
+}
+
 /* Whether a binary convolution writes its output's packed map itself. */
-int irstd_emits_map(const struct irstd_session *s, const irstd_node *n);
+int irstd_emits_map(const irstd_node *n);
 
 /* Fills columns first..last - 1 of all planes (of a row's first element on) with the padding of a map. */
 void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char *row, int64_t first, int64_t last);
@@ -207,12 +270,21 @@ void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char
 /* Memory that lives as long as the session; NULL when there is none left. */
 void *irstd_own(struct irstd_session *s, size_t bytes);
 
+/* Output side of a window; 0 where it does not fit. */
+static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation,
+                                  int64_t stride) {
+    int64_t extent = dilation * (kernel - 1) + 1;
+    return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
+}
+
 /* The name of an operator of the file, or NULL. */
 const char *irstd_operator_name(int op);
 
 /* load.c: the file, checked, as tensors and nodes; or one operator. */
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error);
 irstd_status irstd_load_bconv2d(struct irstd_session *s, const irstd_bconv2d *op, int64_t residual_channels, irstd_error *error);
+/* fold.c: sums and concatenations that convolutions compute along the way. */
+irstd_status irstd_fold(struct irstd_session *s, irstd_error *error);
 /* prepare.c: constants in the kernels' forms, packed maps. */
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error);
 /* plan.c: steps, rings, arena. */

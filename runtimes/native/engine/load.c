@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "quant.h"
 
 #define FAIL(...) return irstd_fail(error, IRSTD_INVALID, __VA_ARGS__)
 
@@ -78,12 +79,6 @@ static irstd_status check_slots(const irstd_node *n, irstd_error *error) {
     return IRSTD_OK;
 }
 
-/* Output side of a window; 0 where it does not fit. */
-static int64_t slide(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
-    int64_t extent = dilation * (kernel - 1) + 1;
-    return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
-}
-
 static irstd_status check_constant(const irstd_node *n, int slot, const char *label, uint64_t floats, int optional,
                                    irstd_error *error) {
     if (optional && !n->constant_bytes[slot]) return IRSTD_OK;
@@ -149,8 +144,8 @@ static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, const irs
         c->slope = c->shift_in + oc;
         c->shift_out = c->slope + oc;
     }
-    y->height = slide(x->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
-    y->width = slide(x->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
+    y->height = irstd_slide(x->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
+    y->width = irstd_slide(x->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
     n->macs = oc * taps * (uint64_t)c->ic_group * (uint64_t)y->height * (uint64_t)y->width;
     if (y->channels != a->out_channels) FAIL("%s: out_channels is %d, its output has %d", n->name, a->out_channels, y->channels);
     if (y->type == IRSTD_TENSOR_TYPE_INT16 && y->fraction_bits != a->fraction_bits)
@@ -189,7 +184,7 @@ static irstd_status load_conv(irstd_node *n, irstd_tensor *y, irstd_error *error
             if (extra >= stride) FAIL("%s: output padding must be in 0..stride - 1", n->name);
             sides[axis] = (size - 1) * stride - before - after + dilation * (kernel - 1) + extra + 1;
         } else {
-            sides[axis] = slide(size, before, after, kernel, dilation, stride);
+            sides[axis] = irstd_slide(size, before, after, kernel, dilation, stride);
         }
     }
     y->height = sides[0];
@@ -212,6 +207,7 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
         pointwise = 0;
         break;
     }
+    case IRSTD_OP_QUANT_CONV2D: status = irstd_quant_load(s, n, error); pointwise = 0; break;
     case IRSTD_OP_CONV2D:
     case IRSTD_OP_CONV_TRANSPOSE2D: status = load_conv(n, y, error); pointwise = 0; break;
     case IRSTD_OP_FIXED_POINT:
@@ -221,8 +217,8 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
         break;
     case IRSTD_OP_AVERAGE_POOL:
     case IRSTD_OP_MAX_POOL:
-        height = slide(x->height, 0, 0, i[0], 1, i[2]);
-        width = slide(x->width, 0, 0, i[1], 1, i[3]);
+        height = irstd_slide(x->height, 0, 0, i[0], 1, i[2]);
+        width = irstd_slide(x->width, 0, 0, i[1], 1, i[3]);
         break;
     case IRSTD_OP_RESIZE:
         height *= i[0];
@@ -245,6 +241,12 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
         }
         break;
     case IRSTD_OP_GLOBAL_AVERAGE_POOL: height = width = 1; break;
+    case IRSTD_OP_SLICE:
+        if (y->type != x->type || y->fraction_bits != x->fraction_bits) FAIL("%s: its tensors differ in type", n->name);
+        if (i[IRSTD_SLICE_FIRST] + y->channels > x->channels)
+            FAIL("%s: takes channels %d to %d of %d", n->name, i[IRSTD_SLICE_FIRST], i[IRSTD_SLICE_FIRST] + y->channels - 1, x->channels);
+        channels = y->channels;
+        break;
     }
     if (status) return status;
     if (n->op == IRSTD_OP_ADD || n->op == IRSTD_OP_MULTIPLY || (n->op == IRSTD_OP_RESIZE && n->input_count == 2)) {
@@ -294,8 +296,8 @@ irstd_status irstd_load_bconv2d(struct irstd_session *s, const irstd_bconv2d *op
     s->tensors = irstd_own(s, 3 * sizeof *s->tensors);
     irstd_node *n = s->nodes = irstd_own(s, sizeof *n);
     if (!s->tensors || !n) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
-    const int64_t height = slide(s->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
-    const int64_t width = slide(s->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
+    const int64_t height = irstd_slide(s->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
+    const int64_t width = irstd_slide(s->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
     if (height < 1 || width < 1)
         FAIL("input of %lld x %lld plus padding is smaller than the dilated kernel of %d x %d", (long long)s->height,
              (long long)s->width, a->dilation_h * (a->kernel_h - 1) + 1, a->dilation_w * (a->kernel_w - 1) + 1);

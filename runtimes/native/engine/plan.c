@@ -7,10 +7,13 @@
 #include <unistd.h>
 
 #include "engine.h"
+#include "quant.h"
 
 enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19, MOST_WORK = 1 << 24 };
 
 static int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+static int is_addend(const irstd_node *n, int input) { return n->has_addend && input == n->input_count - 1; }
 
 /* Rows 0..result-1 of an input are needed for rows 0..rows-1 of the output. Negative counts are strips before the
  * first one: they let the early layers start without the late ones, so that no ring must hold the start of a run. */
@@ -18,12 +21,16 @@ static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t last = rows - 1, need = rows;
-    switch (n->op) {
+    switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D: {
         const irstd_bconv2d_attributes *a = &n->bconv->a;
         if (!input) need = last * a->stride_h - a->pad_top + (int64_t)a->dilation_h * (a->kernel_h - 1) + 1;
         break;
     }
+    case IRSTD_OP_QUANT_CONV2D:
+        need = last * i[IRSTD_QUANT_CONV2D_STRIDE_H] - i[IRSTD_QUANT_CONV2D_PAD_TOP] +
+               (int64_t)i[IRSTD_QUANT_CONV2D_DILATION_H] * (i[IRSTD_QUANT_CONV2D_KERNEL_H] - 1) + 1;
+        break;
     case IRSTD_OP_CONV2D:
         need = last * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP] +
                (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1) + 1;
@@ -52,10 +59,11 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t first = row;
-    switch (n->op) {
+    switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D:
         if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
         break;
+    case IRSTD_OP_QUANT_CONV2D: first = row * i[IRSTD_QUANT_CONV2D_STRIDE_H] - i[IRSTD_QUANT_CONV2D_PAD_TOP]; break;
     case IRSTD_OP_CONV2D: first = row * i[IRSTD_CONV2D_STRIDE_H] - i[IRSTD_CONV2D_PAD_TOP]; break;
     case IRSTD_OP_CONV_TRANSPOSE2D:
         first = (row + i[IRSTD_CONV2D_PAD_TOP] - (int64_t)i[IRSTD_CONV2D_DILATION_H] * (i[IRSTD_CONV2D_KERNEL_H] - 1)) /
@@ -101,10 +109,12 @@ static int find_readers(const struct irstd_session *s, readers *r) {
 /* What a simulated run keeps for each tensor. */
 typedef struct {
     int64_t produced, needed;
-    int64_t most;        /* rows that its ring must hold; map_most: those of its maps' */
-    int64_t map_most;
+    int64_t most; /* rows that its ring must hold; map_most: those of its maps' */
+    int64_t map_most[MAX_MAPS];
     int first_step, last_step;
-    size_t bytes;        /* of rows that are still read */
+    size_t bytes;             /* of rows that are still read */
+    int writer, last_reader;  /* nodes; of values, not of maps */
+    int kept;                 /* rows of values are alive between strips */
 } state;
 
 typedef struct {
@@ -118,33 +128,33 @@ static size_t value_row_bytes(const irstd_tensor *t) {
 }
 
 static size_t map_row_bytes(const struct irstd_session *s, const irstd_map *m) {
-    return (size_t)m->planes * (size_t)m->stride * (size_t)s->kernels->bit_bytes;
+    return (size_t)m->planes * (size_t)m->stride * (m->quantizer ? sizeof(uint32_t) : (size_t)s->kernels->bit_bytes);
 }
 
-/* Rows of t from which on values (maps = 0) or signs (maps = 1) are still read. */
-static int64_t first_alive(const readers *r, const state *states, int tensor, int maps) {
+/* Rows of t from which on its values (map = NULL) or that map of it are still read. */
+static int64_t first_alive(const readers *r, const state *states, int tensor, const irstd_map *map) {
     const struct irstd_session *s = r->s;
     int64_t first = states[tensor].produced;
     for (int reader = r->first[tensor]; reader >= 0; reader = r->next[reader]) {
         const irstd_node *n = &s->nodes[reader / MAX_INPUTS];
         int input = reader % MAX_INPUTS;
-        if (maps == (n->bconv && !input))
+        if (map == (irstd_reads_map(n, input) ? irstd_map_read(n, input) : NULL))
             first = irstd_min(first, first_row_read(n, input, states[n->output - s->tensors].produced));
     }
     return first;
 }
 
-static int64_t alive_rows(const readers *r, const state *states, int tensor, int maps, int64_t up_to) {
-    return up_to - first_alive(r, states, tensor, maps);
+static int64_t alive_rows(const readers *r, const state *states, int tensor, const irstd_map *map, int64_t up_to) {
+    return up_to - first_alive(r, states, tensor, map);
 }
 
 /* Bytes of a tensor's rows before up_to that are still read. */
 static size_t alive_bytes(const readers *r, const state *states, int tensor, int64_t up_to) {
     const irstd_tensor *t = &r->s->tensors[tensor];
     size_t bytes = 0;
-    if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, tensor, 0, up_to) * value_row_bytes(t);
+    if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, tensor, NULL, up_to) * value_row_bytes(t);
     for (int m = 0; m < t->map_count; m++)
-        bytes += (size_t)alive_rows(r, states, tensor, 1, up_to) * map_row_bytes(r->s, &t->maps[m]);
+        bytes += (size_t)alive_rows(r, states, tensor, &t->maps[m], up_to) * map_row_bytes(r->s, &t->maps[m]);
     return bytes;
 }
 
@@ -167,14 +177,17 @@ static int add_step(schedule *p, int node, int64_t first, int64_t last) {
     return 1;
 }
 
-/* Raises the needs of inputs to what the needs of outputs ask for. */
+/* Raises the needs of inputs to what the needs of outputs ask for, and both to what is computed at once. */
 static void propagate(const struct irstd_session *s, int32_t *needed) {
     for (int k = s->node_count - 1; k >= 0; k--) {
         const irstd_node *n = &s->nodes[k];
-        if (needed[n->output - s->tensors] == INT32_MIN) continue; /* nobody reads it */
+        int32_t *out = &needed[n->output - s->tensors];
+        if (*out == INT32_MIN) continue; /* nobody reads it */
+        const int64_t unit = irstd_rows_at_once(n);
+        *out = (int32_t)irstd_min(n->output->height, -floor_divide(-(int64_t)*out, unit) * unit);
         for (int j = 0; j < n->input_count; j++) {
             int32_t *in = &needed[n->inputs[j] - s->tensors];
-            *in = (int32_t)irstd_max(*in, rows_needed(n, j, needed[n->output - s->tensors]));
+            *in = (int32_t)irstd_max(*in, rows_needed(n, j, *out));
         }
     }
 }
@@ -226,7 +239,7 @@ static int64_t smallest_strip(const readers *r) {
         for (int reader = r->first[k]; reader >= 0; reader = r->next[reader]) count++;
         work += count * count;
     }
-    int64_t strip = 2;
+    int64_t strip = 1;
     while (strip < height && count_strips(height, strip) * work > MOST_WORK) strip *= 2;
     return strip;
 }
@@ -240,7 +253,12 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
     const int64_t height = largest_output(s);
     for (int k = 0; k < s->tensor_count; k++) {
         states[k].first_step = -1;
-        if (k < s->input_count) states[k].produced = states[k].map_most = s->tensors[k].height;
+        for (int reader = r->first[k]; reader >= 0; reader = r->next[reader])
+            if (!irstd_reads_map(&s->nodes[reader / MAX_INPUTS], reader % MAX_INPUTS))
+                states[k].last_reader = (int)irstd_max(states[k].last_reader, reader / MAX_INPUTS);
+        if (k >= s->input_count) continue;
+        states[k].produced = s->tensors[k].height;
+        for (int m = 0; m < MAX_MAPS; m++) states[k].map_most[m] = s->tensors[k].height;
     }
     size_t total = 0; /* of all tensors */
     for (int k = 0; k < s->tensor_count; k++) recount(r, states, k, &total);
@@ -257,18 +275,23 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             if (out->needed <= out->produced) continue;
             ok = ok && add_step(p, k, out->produced, out->needed);
             if (out->first_step < 0) out->first_step = p->count - 1;
+            out->writer = k;
+            out->last_reader = (int)irstd_max(out->last_reader, k);
             for (int j = 0; j < n->input_count; j++) states[n->inputs[j] - s->tensors].last_step = p->count - 1;
             out->last_step = p->count - 1;
             /* While a step runs, what it reads and what it writes are alive. */
-            int number = (int)(t - s->tensors);
-            out->most = irstd_max(out->most, alive_rows(r, states, number, 0, out->needed));
-            out->map_most = irstd_max(out->map_most, alive_rows(r, states, number, 1, out->needed));
-            size_t bytes = total - out->bytes + alive_bytes(r, states, number, out->needed);
+            const int made = (int)(t - s->tensors);
+            out->most = irstd_max(out->most, alive_rows(r, states, made, NULL, out->needed));
+            for (int m = 0; m < t->map_count; m++)
+                out->map_most[m] = irstd_max(out->map_most[m], alive_rows(r, states, made, &t->maps[m], out->needed));
+            size_t bytes = total - out->bytes + alive_bytes(r, states, made, out->needed);
             p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
             out->produced = out->needed;
-            recount(r, states, number, &total);
+            recount(r, states, made, &total);
             for (int j = 0; j < n->input_count; j++) recount(r, states, (int)(n->inputs[j] - s->tensors), &total);
         }
+        for (int k = s->input_count; k < s->tensor_count; k++)
+            if (s->tensors[k].stored && alive_rows(r, states, k, NULL, states[k].produced)) states[k].kept = 1;
     }
     free(needs);
     return ok;
@@ -277,7 +300,8 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
 static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
 /* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
- * for its life. Maps live for the whole run, since their margins are written once. */
+ * for its life, which is a part of every strip where all rows are read in the strip that wrote them. What has margins
+ * lives for the whole run, since they are written once. */
 static int place(struct irstd_session *s, const state *states, schedule *p) {
     irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
     if (!rings) return 0;
@@ -290,12 +314,15 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             t->ring.row_bytes = (size_t)(t->width * t->step) * sizeof(float);
         } else if (t->stored) {
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
-                                   .first_step = states[k].first_step, .last_step = states[k].last_step};
+                                   .first_step = t->extent ? 0 : states[k].first_step,
+                                   .last_step = t->extent ? p->count : states[k].last_step,
+                                   .first_node = t->extent || states[k].kept ? 0 : states[k].writer,
+                                   .last_node = t->extent || states[k].kept ? s->node_count : states[k].last_reader};
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {
-            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most), .row_bytes = map_row_bytes(s, &t->maps[m]),
-                                           .first_step = 0, .last_step = p->count};
+            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most[m]), .row_bytes = map_row_bytes(s, &t->maps[m]),
+                                           .first_step = 0, .last_step = p->count, .last_node = s->node_count};
             rings[count++] = &t->maps[m].ring;
         }
     }
@@ -314,6 +341,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
                 const irstd_ring *other = rings[j];
                 size_t other_end = other->offset + aligned((size_t)other->ring * other->row_bytes);
                 if (other->last_step < rings[k]->first_step || rings[k]->last_step < other->first_step ||
+                    other->last_node < rings[k]->first_node || rings[k]->last_node < other->first_node ||
                     other_end <= at || at + bytes <= other->offset)
                     continue;
                 at = other_end;
@@ -337,12 +365,13 @@ static size_t l2_bytes(void) {
 }
 
 /* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
- * and what does not fit the second-level cache is written and read once more. */
+ * what does not fit the second-level cache is written and read once more, and memory that is saved is worth a little
+ * time: half a nanosecond a byte. */
 static double cost(const struct irstd_session *s, const schedule *p, size_t l2, size_t bytes_moved) {
-    double per_step = s->threads > 1 ? 800 : 40;
+    double per_step = s->threads > 1 ? 800 : 10;
     double working_set = (double)(p->arena + (size_t)s->threads * s->scratch_bytes), cache = 0.8 * (double)l2 * s->threads;
     double missing = working_set > cache ? (working_set - cache) / working_set : 0;
-    return per_step * p->count + missing * (double)bytes_moved / 60.0;
+    return per_step * p->count + missing * (double)bytes_moved / 60.0 + 0.5 * (double)p->arena;
 }
 
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
@@ -351,12 +380,18 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
         irstd_tensor *t = &s->tensors[k];
         const int pixels = t->external && s->layout == IRSTD_NHWC; /* channels side by side */
         t->step = pixels ? t->channels : 1;
-        t->stride = pixels ? 1 : t->external ? t->height * t->width : irstd_round_up(t->width, ROW_STEP);
+        t->stride = pixels        ? 1
+                    : t->external ? t->height * t->width
+                                  : irstd_round_up(t->left + irstd_max(t->extent, irstd_round_up(t->width, ROW_STEP)),
+                                                   t->extent ? ROW_ALIGNMENT / 4 : ROW_STEP);
         if (!t->external) moved += 2 * value_row_bytes(t) * (size_t)t->height;
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        size_t bytes = n->bconv ? irstd_bconv_scratch(s, n) : s->kernels->rows->scratch_bytes(n);
+        size_t bytes = n->bconv   ? irstd_bconv_scratch(s, n)
+                       : n->qconv ? irstd_quant_scratch(n)
+                       : n->form  ? n->form->scratch_bytes(n)
+                                  : s->kernels->rows->scratch_bytes(n);
         s->scratch_bytes = bytes > s->scratch_bytes ? bytes : s->scratch_bytes;
     }
     s->scratch_bytes = aligned(s->scratch_bytes);

@@ -1,10 +1,11 @@
-/* Which signs are wanted of which tensor, and the constants of binary convolutions in their kernels' forms. */
+/* Which signs are wanted of which tensor, and the constants of convolutions in their kernels' forms. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine.h"
+#include "quant.h"
 
 static irstd_status out_of_memory(irstd_error *error) { return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory"); }
 
@@ -54,6 +55,11 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r) {
     return fixed ? v / step : v;
 }
 
+static void *own_aligned(struct irstd_session *s, size_t bytes) {
+    char *memory = irstd_own(s, bytes + ROW_ALIGNMENT);
+    return memory ? memory + (-(uintptr_t)memory & (ROW_ALIGNMENT - 1)) : NULL;
+}
+
 static int32_t twice(int16_t x) { return (int32_t)((uint32_t)(uint16_t)x * 0x10001u); }
 
 /* A map of x that suits c: one that is there already, or a new one. */
@@ -66,7 +72,7 @@ static irstd_status request_map(struct irstd_session *s, const irstd_node *n, ir
     int64_t stride = left + irstd_round_up(x->width, ROW_STEP) + right + ROW_STEP;
     for (int m = 0; m < x->map_count; m++) {
         irstd_map *map = &x->maps[m];
-        if (map->pad_value != c->a.pad_value || map->groups != c->a.groups ||
+        if (map->quantizer || map->pad_value != c->a.pad_value || map->groups != c->a.groups ||
             memcmp(map->threshold, c->threshold, (size_t)x->channels * sizeof(float)))
             continue;
         int64_t rest = irstd_max(map->stride - map->left, stride - left); /* larger margins suit the others as well */
@@ -112,15 +118,17 @@ void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]) {
     while (rows[1] > rows[0] && top + (int64_t)(rows[1] - 1) * a->dilation_h >= height) rows[1]--;
 }
 
-int irstd_emits_map(const struct irstd_session *s, const irstd_node *n) {
+int irstd_emits_map(const irstd_node *n) {
     const irstd_tensor *y = n->output;
-    return n->bconv && y->map_count == 1 && (n->bconv->sign_sum || (n->bconv->fast && s->kernels->finish &&
-                                                                    y->maps[0].fixed_threshold));
+    return n->bconv && y->map_count == 1 && !y->maps[0].quantizer &&
+           (n->bconv->sign_sum || (n->bconv->fast && y->maps[0].fixed_threshold));
 }
 
 void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char *row, int64_t first, int64_t last) {
     const irstd_kernels *k = s->kernels;
-    for (int p = 0; p < map->planes; p++) {
+    for (int p = 0; map->quantizer && p < map->planes; p++)
+        for (int64_t j = first; j < last; j++) ((uint32_t *)(void *)row)[p * map->stride + j] = map->quantizer->zero_word;
+    for (int p = 0; !map->quantizer && p < map->planes; p++) {
         int channels = (int)irstd_min(k->bit_channels, map->group_channels - p % map->group_planes * k->bit_channels);
         int element = map->pad_value > 0 ? (1 << channels) - 1 : map->pad_value || k->zero_element < 0 ? 0 : k->zero_element;
         char *plane = row + (int64_t)p * map->stride * k->bit_bytes;
@@ -148,59 +156,92 @@ static void sum_columns(const irstd_bconv *c, const int rows[2], int32_t *sums) 
         }
 }
 
-/* The sets of kernel rows inside the image, and what the columns at the edges lack. */
-static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
+/* The sets of kernel rows inside the image. */
+static irstd_status find_classes(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
     irstd_bconv *c = n->bconv;
     const irstd_bconv2d_attributes *a = &c->a;
-    const irstd_tensor *x = n->inputs[0], *y = n->output;
     c->class_rows = irstd_own(s, (size_t)((a->kernel_h + 1) * (a->kernel_h + 2) / 2) * sizeof *c->class_rows);
     if (!c->class_rows) return out_of_memory(error);
-    for (int64_t row = 0; row < y->height; row++) {
+    for (int64_t row = 0; row < n->output->height; row++) {
         int rows[2], k = 0;
         irstd_valid_rows(n, row, rows);
         while (k < c->classes && memcmp(c->class_rows[k], rows, sizeof rows)) k++;
         if (k == c->classes) memcpy(c->class_rows[c->classes++], rows, sizeof rows);
     }
-    if (a->pad_value || s->kernels->zero_element >= 0) return IRSTD_OK;
-    c->edge_column = irstd_own(s, (size_t)y->width * sizeof *c->edge_column);
-    if (!c->edge_column) return out_of_memory(error);
-    for (int64_t j = 0; j < y->width; j++) {
-        int64_t first = j * a->stride_w - a->pad_left, last = first + (int64_t)a->dilation_w * (a->kernel_w - 1);
-        if (first < 0 || last >= x->width) c->edge_column[c->edges++] = j;
+    return IRSTD_OK;
+}
+
+/* The kernel columns outside the image, as bits, for a block of columns of the output. */
+static void find_outside(const irstd_node *n, int64_t first, int block, uint32_t *outside) {
+    const irstd_bconv2d_attributes *a = &n->bconv->a;
+    for (int j = 0; j < block; j++) {
+        int64_t column = (first + j) * a->stride_w - a->pad_left;
+        outside[j] = 0;
+        for (int kw = 0; kw < a->kernel_w; kw++, column += a->dilation_w)
+            outside[j] |= (uint32_t)(column < 0 || column >= n->inputs[0]->width) << kw;
     }
-    const size_t oc_padded = (size_t)irstd_round_up(a->out_channels, 16), edges = (size_t)c->edges;
-    int32_t *column_sums = malloc((size_t)a->out_channels * (size_t)a->kernel_w * sizeof *column_sums);
-    /* Kernels read whole tiles, which reach behind the last channel of the last group. */
-    c->edge_sum = irstd_own(s, ((size_t)c->classes * edges * oc_padded + 16) * sizeof(int16_t));
-    if (!c->edge_sum || !column_sums) {
-        free(column_sums);
-        return out_of_memory(error);
-    }
-    for (int k = 0; k < c->classes; k++) {
-        sum_columns(c, c->class_rows[k], column_sums);
-        uint32_t previous = 0; /* the kernel columns outside: whole runs of columns have the same */
-        for (size_t e = 0; e < edges; e++) {
-            int16_t *sums = c->edge_sum + ((size_t)k * edges + e) * oc_padded;
-            uint32_t outside = 0;
-            for (int kw = 0; kw < a->kernel_w; kw++) {
-                int64_t column = c->edge_column[e] * a->stride_w - a->pad_left + (int64_t)kw * a->dilation_w;
-                if (column < 0 || column >= x->width) outside |= 1u << kw;
-            }
-            if (e && outside == previous) {
-                memcpy(sums, sums - oc_padded, oc_padded * sizeof *sums);
-                continue;
-            }
-            previous = outside;
-            for (int oc = 0; oc < a->out_channels; oc++) {
-                int32_t lack = 0; /* the padding was summed as -1 */
-                for (int kw = 0; kw < a->kernel_w; kw++)
-                    if (outside >> kw & 1) lack += column_sums[oc * a->kernel_w + kw];
-                sums[oc] = (int16_t)(lack / c->unit);
+}
+
+/* The starts of a class of rows; `inside`, `whole`: the sums of weights over its rows and over all. */
+static irstd_status find_class_starts(struct irstd_session *s, const irstd_node *n, int row_class, const int32_t *inside,
+                                      const int32_t *whole, irstd_error *error) {
+    irstd_bconv *c = n->bconv;
+    const int *rows = c->class_rows[row_class], block = s->kernels->block, kw_count = c->a.kernel_w;
+    const int summed = c->merge > 1 ? c->a.kernel_h : rows[1] - rows[0], rows_outside = summed > rows[1] - rows[0];
+    const int16_t all = (int16_t)(-summed * kw_count * c->ic_group / c->unit);
+    const size_t channels = (size_t)irstd_round_up(c->a.out_channels, 16) + 8; /* the last tile reaches behind them */
+    static const uint32_t nothing[ROW_STEP];
+    uint32_t outside[ROW_STEP], previous[ROW_STEP];
+    int16_t *plain = own_aligned(s, (size_t)block * sizeof *plain);
+    if (!plain) return out_of_memory(error);
+    for (int j = 0; j < block; j++) plain[j] = all;
+    irstd_start *start = c->starts + row_class * c->blocks;
+    for (int64_t b = 0; b < c->blocks; b++, start++) {
+        *start = (irstd_start){plain, 0};
+        if (c->a.pad_value) continue;
+        find_outside(n, b * block, block, outside);
+        const size_t bytes = (size_t)block * sizeof *outside;
+        if (!rows_outside && !memcmp(outside, nothing, bytes)) continue;
+        if (b && start[-1].step && !memcmp(outside, previous, bytes)) { /* in the middle, and far outside */
+            *start = start[-1];
+            continue;
+        }
+        memcpy(previous, outside, bytes);
+        int16_t *values = own_aligned(s, channels * (size_t)block * sizeof *values);
+        if (!values) return out_of_memory(error);
+        *start = (irstd_start){values, block};
+        for (int oc = 0; oc < c->a.out_channels; oc++, values += block, inside += kw_count, whole += kw_count) {
+            int32_t beyond = 0; /* of the rows outside */
+            for (int kw = 0; rows_outside && kw < kw_count; kw++) beyond += whole[kw] - inside[kw];
+            for (int j = 0; j < block; j++) {
+                int32_t lack = beyond;
+                for (uint32_t left = outside[j]; left; left &= left - 1) lack += inside[__builtin_ctz(left)];
+                values[j] = j && outside[j] == outside[j - 1] ? values[j - 1] : (int16_t)(all + lack / c->unit);
             }
         }
+        inside -= c->a.out_channels * kw_count;
+        whole -= c->a.out_channels * kw_count;
     }
-    free(column_sums);
     return IRSTD_OK;
+}
+
+/* What a row of sums starts from. Padding of exact zeros is counted as -1, and its weights are given back here: columns
+ * outside the image, and rows outside it where words of merged taps reach over them (others are left out). */
+static irstd_status find_starts(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
+    irstd_bconv *c = n->bconv;
+    const int block = s->kernels->block, all[2] = {0, c->a.kernel_h};
+    c->blocks = (n->output->width + block - 1) / block;
+    c->starts = irstd_own(s, (size_t)(c->classes * c->blocks) * sizeof *c->starts);
+    const size_t count = (size_t)c->a.out_channels * (size_t)c->a.kernel_w;
+    int32_t *inside = malloc(2 * count * sizeof *inside), *whole = inside + count;
+    irstd_status status = c->starts && inside ? IRSTD_OK : out_of_memory(error);
+    if (!status) sum_columns(c, all, whole);
+    for (int k = 0; k < c->classes && !status; k++) {
+        sum_columns(c, c->class_rows[k], inside);
+        status = find_class_starts(s, n, k, inside, whole, error);
+    }
+    free(inside);
+    return status;
 }
 
 /* Where only the signs of the result are wanted, one threshold on the sum decides: any epilogue without a residual
@@ -208,7 +249,7 @@ static irstd_status find_edges(struct irstd_session *s, const irstd_node *n, irs
 static irstd_status fold_signs(struct irstd_session *s, const irstd_node *n, int64_t most, irstd_error *error) {
     irstd_bconv *c = n->bconv;
     const irstd_tensor *y = n->output;
-    if (y->stored || y->map_count != 1 || c->a.residual != IRSTD_RESIDUAL_NONE || c->wide) return IRSTD_OK;
+    if (y->stored || y->map_count != 1 || y->maps[0].quantizer || c->a.residual != IRSTD_RESIDUAL_NONE || c->wide) return IRSTD_OK;
     size_t oc_padded = (size_t)irstd_round_up(c->a.out_channels, 16);
     int32_t *thresholds = irstd_own(s, oc_padded * sizeof *thresholds);
     uint8_t *negated = irstd_own(s, oc_padded);
@@ -325,19 +366,21 @@ static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_
     c->unit = c->ic_group % 2 ? 1 : 2;
     most /= c->unit;
     c->wide = most > INT16_MAX || !k->sums;
+    const int tail = c->ic_group % k->bit_channels;
+    c->merge = k->block && tail ? (int)irstd_min(k->bit_channels / tail, taps) : 1;
     irstd_status status = round_constants(s, c, error);
     if (!status) status = fold_signs(s, n, most, error);
     if (!status) status = fold_fixed(s, n, most, error);
-    if (!status) status = find_edges(s, n, error);
+    if (!status) status = find_classes(s, n, error);
+    if (!status && k->block && !c->wide) status = find_starts(s, n, error);
     if (status || c->wide) {
         snprintf(n->kernel, sizeof n->kernel, "bconv2d_popcount__ref");
         return status;
     }
-    c->packed = irstd_own(s, k->packed_bytes(c) + ROW_ALIGNMENT);
+    c->packed = own_aligned(s, k->packed_bytes(c));
     if (!c->packed) return out_of_memory(error);
-    c->packed = (char *)c->packed + (-(uintptr_t)c->packed & (ROW_ALIGNMENT - 1));
     k->pack(c, c->packed);
-    const char *form = c->sign_sum ? "signs" : c->fast && k->finish ? "int16" : "float";
+    const char *form = c->sign_sum ? "signs" : c->fast ? "int16" : "float";
     snprintf(n->kernel, sizeof n->kernel, "%s_%s__%s", k->name, form, k->isa);
     return IRSTD_OK;
 }
@@ -370,22 +413,72 @@ static irstd_status fold_fixed_conv(struct irstd_session *s, irstd_node *n, irst
     int32_t *biases = irstd_own(s, (size_t)irstd_round_up(oc_count, 4) * sizeof *biases);
     if (!f || !weights || !biases) return out_of_memory(error);
     const int64_t largest = largest_value(s, x);
+    double most = 0, heaviest = 0; /* of all sums and weights */
     for (int oc = 0; oc < oc_count; oc++) {
         double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits) : 0, sum = fabs(b);
         for (int t = 0; t < taps; t++) {
-            double w = ldexp((double)weight[oc * taps + t], bits);
-            sum += fabs(w) * (double)largest;
-            if (!(fabs(w) <= INT16_MAX)) return IRSTD_OK;
-            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)(int16_t)w << t % 2 * 16);
+            double w = fabs(ldexp((double)weight[oc * taps + t], bits));
+            sum += w * (double)largest;
+            heaviest = fmax(heaviest, w);
         }
-        if (b != floor(b) || !(sum < 1 << 24)) return IRSTD_OK;
-        biases[oc] = (int32_t)b + (1 << (shift - 1));
+        if (b != floor(b)) return IRSTD_OK;
+        most = fmax(most, sum);
     }
-    *f = (irstd_fixed_conv){taps, weights, biases, shift};
+    if (!(heaviest <= INT16_MAX) || !(most < 1 << 24)) return IRSTD_OK;
+    int heavier = 0, raised = 0; /* a shift of 16 takes the upper half, which cannot saturate */
+    while (shift + heavier < 16 && ldexp(heaviest, heavier + 1) <= INT16_MAX) heavier++;
+    while (shift + heavier + raised < 16 && largest << (raised + 1) <= INT16_MAX) raised++;
+    if (shift + heavier + raised != 16 || ldexp(most + ldexp(1, shift), heavier + raised) > INT32_MAX)
+        heavier = raised = 0;
+    const int up = heavier + raised;
+    for (int oc = 0; oc < oc_count; oc++) {
+        for (int t = 0; t < taps; t++) {
+            int16_t w = (int16_t)ldexp((double)weight[oc * taps + t], bits + heavier);
+            weights[(oc / 4 * pairs + t / 2) * 4 + oc % 4] |= (int32_t)((uint32_t)(uint16_t)w << t % 2 * 16);
+        }
+        const double b = bias ? ldexp((double)bias[oc], x->fraction_bits + bits + up) : 0;
+        biases[oc] = (int32_t)b + (1 << (shift + up - 1));
+    }
+    *f = (irstd_fixed_conv){taps, weights, biases, shift + up, raised};
     n->fixed_conv = f;
-    snprintf(n->kernel, sizeof n->kernel, "Conv2d_int16__%s", s->kernels->isa);
     return IRSTD_OK;
 }
+
+/* What a float convolution reads beyond the image is there as zeros, where its input can have margins. */
+static void reserve_margins(const irstd_node *n) {
+    const int32_t *i = n->i;
+    const int64_t reach = (int64_t)i[IRSTD_CONV2D_DILATION_W] * (i[IRSTD_CONV2D_KERNEL_W] - 1);
+    const int64_t pad = i[IRSTD_CONV2D_PAD_LEFT], step = i[IRSTD_CONV2D_STRIDE_W];
+    int64_t width = n->output->width, before = pad, behind = reach - pad; /* of the column below or above */
+    if (n->op == IRSTD_OP_CONV_TRANSPOSE2D) {
+        width = (width + step - 1) / step;
+        before = (irstd_max(0, reach - pad) + step - 1) / step;
+        behind = (step - 1 + pad) / step;
+    } else if (step > 1) {
+        return; /* copied */
+    }
+    if (!before && width + behind <= n->inputs[0]->width) return;
+    for (int k = 0; k < irstd_sources(n); k++) {
+        irstd_tensor *x = n->inputs[k];
+        if (x->type != IRSTD_TENSOR_TYPE_FLOAT32 || x->external) continue;
+        x->left = irstd_max(x->left, irstd_round_up(before, ROW_ALIGNMENT / 4));
+        x->extent = irstd_max(x->extent, irstd_round_up(width, ROW_STEP) +
+                                             irstd_round_up(irstd_max(reach, behind), ROW_ALIGNMENT / 4));
+    }
+}
+
+static irstd_status prepare_conv(struct irstd_session *s, irstd_node *n, irstd_error *error) {
+    n->form = s->kernels->rows->conv_form(n);
+    snprintf(n->kernel, sizeof n->kernel, "%s_%s__%s", irstd_operator_name(n->op), n->form->name, s->kernels->isa);
+    if (!n->form->pack) return IRSTD_OK;
+    n->packed = irstd_own(s, n->form->packed_bytes(n) + ROW_ALIGNMENT);
+    if (!n->packed) return out_of_memory(error);
+    n->packed = (float *)(void *)((char *)n->packed + (-(uintptr_t)n->packed & (ROW_ALIGNMENT - 1)));
+    n->form->pack(n, n->packed);
+    return IRSTD_OK;
+}
+
+static int is_conv(const irstd_node *n) { return n->op == IRSTD_OP_CONV2D || n->op == IRSTD_OP_CONV_TRANSPOSE2D; }
 
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     for (int k = 0; k < s->output_count; k++) {
@@ -396,8 +489,12 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        for (int j = n->op == IRSTD_OP_BINARY_CONV2D; j < n->input_count; j++) n->inputs[j]->stored = 1;
-        if (n->op == IRSTD_OP_BINARY_CONV2D) {
+        for (int j = 0; j < n->input_count; j++)
+            if (!irstd_reads_map(n, j)) n->inputs[j]->stored = 1;
+        if (n->qconv) {
+            irstd_status status = irstd_quant_prepare(s, n, error);
+            if (status) return status;
+        } else if (n->op == IRSTD_OP_BINARY_CONV2D) {
             irstd_status status = request_map(s, n, error);
             if (status) return status;
         } else {
@@ -406,11 +503,20 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
             if (status) return status;
         }
     }
+    irstd_status folded = irstd_fold(s, error);
+    if (folded) return folded;
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        irstd_status status = n->bconv ? prepare_bconv(s, n, error) : IRSTD_OK;
+        if (n->folded_into) snprintf(n->kernel, sizeof n->kernel, "folded");
+        else if (is_conv(n)) reserve_margins(n);
+    }
+    for (int k = 0; k < s->node_count; k++) {
+        irstd_node *n = &s->nodes[k];
+        if (n->folded_into) continue;
+        irstd_status status = n->bconv ? prepare_bconv(s, n, error) : is_conv(n) ? prepare_conv(s, n, error) : IRSTD_OK;
         if (status) return status;
-        if (!irstd_emits_map(s, n)) n->output->stored = 1; /* its signs are taken from its values */
+        /* What reads its map takes it from its values. */
+        if (!(n->qconv ? irstd_quant_emits(n) : irstd_emits_map(n))) n->output->stored = 1;
     }
     return IRSTD_OK;
 }

@@ -8,6 +8,7 @@
 
 #include "engine.h"
 #include "pool.h"
+#include "quant.h"
 
 /* ---- one row of a binary convolution ---- */
 
@@ -22,7 +23,8 @@ static irstd_row_layout layout_of(const struct irstd_session *s, const irstd_nod
     l.taps = up((size_t)irstd_round_up(a->out_channels + (a->groups > 1 ? 7 : 0), 16) * stride * sizeof(int16_t));
     l.padding = l.taps + up(taps * (size_t)(1 + c->source->group_planes) * sizeof(char *));
     l.columns = l.padding + (a->pad_value ? up(map_row) : 0);
-    l.rest = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
+    l.merged = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
+    l.rest = l.merged + (c->merge > 1 ? up((irstd_merged_words(c) + 1) * (stride + ROW_STEP) * element) : 0);
     const size_t lanes = (size_t)irstd_max(l.stride, irstd_round_up(a->out_channels, ROW_STEP));
     l.values = l.rest + lanes * sizeof(float); /* the residual's, then results or sums */
     l.turned = l.values + lanes * sizeof(float);
@@ -53,15 +55,16 @@ static size_t find_taps(const struct irstd_session *s, const irstd_node *n, int6
             if (!padded++) irstd_pad_columns(s, map, scratch + l->padding, 0, map->stride);
             from = scratch + l->padding;
         }
-        for (int kw = 0; kw < a->kernel_w; kw++) {
-            int tap = kh * a->kernel_w + kw;
-            taps[tap] = from ? from + (map->left - a->pad_left + (int64_t)kw * a->dilation_w) * element : NULL;
-            if (a->stride_w == 1 || !from) continue;
-            char *to = scratch + l->columns + tap * map->planes * columns;
+        const char **tap = taps + kh * a->kernel_w;
+        const char *at = from ? from + (map->left - a->pad_left) * element : NULL;
+        const int64_t step = from ? a->dilation_w * element : 0;
+        for (int kw = 0; kw < a->kernel_w; kw++, at += step) tap[kw] = at;
+        for (int kw = 0; kw < a->kernel_w && a->stride_w > 1 && from; kw++) {
+            char *to = scratch + l->columns + (kh * a->kernel_w + kw) * map->planes * columns;
             for (int p = 0; p < map->planes; p++)
                 for (int64_t j = 0; j < n->output->width; j++)
-                    memcpy(to + p * columns + j * element, taps[tap] + p * plane + j * a->stride_w * element, (size_t)element);
-            taps[tap] = to;
+                    memcpy(to + p * columns + j * element, tap[kw] + p * plane + j * a->stride_w * element, (size_t)element);
+            tap[kw] = to;
         }
     }
     return (size_t)(a->stride_w == 1 ? plane : columns);
@@ -166,6 +169,10 @@ static void repair_padding(const struct irstd_session *s, const irstd_map *map, 
 static void write_signs(const struct irstd_session *s, const irstd_tensor *t, int64_t row) {
     for (int m = 0; m < t->map_count; m++) {
         const irstd_map *map = &t->maps[m];
+        if (map->quantizer) {
+            irstd_quant_write(t, map, row);
+            continue;
+        }
         char *bits = map_column0(s, map, row);
         if (t->type == IRSTD_TENSOR_TYPE_INT16 && map->fixed_threshold && s->kernels->signs) {
             s->kernels->signs(map, irstd_tensor_row(t, row), t->stride, t->width, bits);
@@ -187,25 +194,21 @@ static void bconv_row(const struct irstd_session *s, const irstd_node *n, int64_
     int16_t *sums = (int16_t *)(void *)(scratch + l.sums);
     size_t plane_bytes = find_taps(s, n, row, &l, scratch, taps);
     if (!c->wide) {
-        int rows[2], row_class = 0;
+        int rows[2];
+        irstd_bconv_row r = {taps, plane_bytes, 0, y->width, l.stride, sums, scratch + l.merged};
         irstd_valid_rows(n, row, rows);
-        while (memcmp(c->class_rows[row_class], rows, sizeof rows)) row_class++;
-        k->sums(c, taps, plane_bytes, row_class, y->width, l.stride, sums);
-        const irstd_map *map = irstd_emits_map(s, n) ? &y->maps[0] : NULL;
-        char *bits = map ? map_column0(s, map, row) : NULL;
-        if (c->sign_sum || (c->fast && k->finish)) {
-            if (c->sign_sum)
-                k->sum_signs(c, sums, l.stride, y->width, map, bits);
-            else
-                k->finish(c, sums, l.stride, y->width, c->a.residual ? n->inputs[1] : NULL,
-                          c->a.residual ? irstd_tensor_row(n->inputs[1], row) : NULL,
-                          y->stored ? irstd_tensor_row(y, row) : NULL, map, bits);
+        while (memcmp(c->class_rows[r.row_class], rows, sizeof rows)) r.row_class++;
+        if (c->sign_sum || c->fast) {
+            const irstd_map *map = irstd_emits_map(n) ? &y->maps[0] : NULL;
+            k->row(c, &r, c->a.residual ? n->inputs[1] : NULL, c->a.residual ? irstd_tensor_row(n->inputs[1], row) : NULL,
+                   y->stored ? irstd_tensor_row(y, row) : NULL, map, map ? map_column0(s, map, row) : NULL);
             if (map)
                 repair_padding(s, map, row, y->width);
             else
                 write_signs(s, y, row);
             return;
         }
+        k->sums(c, &r);
     }
     const irstd_tensor *r = c->a.residual ? n->inputs[1] : NULL;
     const char *residual = r ? irstd_tensor_row(r, row) : NULL;
@@ -244,14 +247,31 @@ static void wait_for_all(struct irstd_session *s) {
     }
 }
 
+/* Kernels write whole steps of columns; what lies behind the last one is zero again, where somebody reads it. */
+static void clear_margin(const irstd_tensor *t, int64_t row) {
+    if (!t->extent || t->width % ROW_STEP == 0) return;
+    float *plane = (float *)irstd_tensor_row(t, row) + t->width;
+    for (int c = 0; c < t->channels; c++, plane += t->stride)
+        memset(plane, 0, (size_t)(irstd_round_up(t->width, ROW_STEP) - t->width) * sizeof *plane);
+}
+
 /* Rows first..last-1 of a node's output. */
 static void run_rows(struct irstd_session *s, const irstd_node *n, int64_t first, int64_t last, char *scratch) {
-    for (int64_t row = first; row < last; row++) {
+    const int64_t unit = irstd_rows_at_once(n);
+    for (int64_t row = first; row < last; row += unit) {
         if (n->bconv) {
             bconv_row(s, n, row, scratch);
-        } else {
+            continue;
+        }
+        if (n->qconv)
+            irstd_quant_row(n, row, scratch);
+        else if (n->form)
+            n->form->run(n, row, scratch);
+        else
             s->kernels->rows->run(n, row, scratch);
-            write_signs(s, n->output, row);
+        for (int64_t made = row; made < irstd_min(row + unit, last); made++) {
+            if (n->output->stored) clear_margin(n->output, made);
+            if (!(n->qconv && irstd_quant_emits(n))) write_signs(s, n->output, made);
         }
     }
 }
@@ -262,9 +282,11 @@ static char *scratch_of(const struct irstd_session *s, int index) {
 
 /* Share `index` of the rows of a step. */
 static void run_share(struct irstd_session *s, const irstd_step *step, int index) {
-    const int64_t rows = step->last - step->first;
-    run_rows(s, &s->nodes[step->node], step->first + rows * index / s->threads,
-             step->first + rows * (index + 1) / s->threads, scratch_of(s, index));
+    const irstd_node *n = &s->nodes[step->node];
+    const int64_t unit = irstd_rows_at_once(n), units = (step->last - step->first + unit - 1) / unit;
+    const int64_t first = step->first + units * index / s->threads * unit;
+    const int64_t last = step->first + units * (index + 1) / s->threads * unit;
+    run_rows(s, n, first, irstd_min(last, step->last), scratch_of(s, index));
 }
 
 /* The signs of the inputs themselves, where they are binarised; whether there were any. */

@@ -223,6 +223,8 @@ irstd_status irstd_run_layer(irstd_session *s, const char *name) {
     if (!s || !name) return irstd_fail(&last_error, IRSTD_INVALID, "session and name must not be NULL");
     for (int k = 0; k < s->node_count; k++)
         if (!strcmp(s->nodes[k].name, name)) {
+            if (s->nodes[k].folded_into)
+                return irstd_fail(&last_error, IRSTD_INVALID, "%.100s is computed by %.100s", name, s->nodes[k].folded_into->name);
             if (s->nodes[k].output->external || s->nodes[k].inputs[0]->external)
                 return irstd_fail(&last_error, IRSTD_INVALID, "%s reads or writes the caller's buffers", name);
             const uint64_t mode = irstd_flush_denormals();

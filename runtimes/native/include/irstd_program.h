@@ -92,6 +92,8 @@ enum {
     IRSTD_OP_CONCAT = 10,
     IRSTD_OP_GLOBAL_AVERAGE_POOL = 11,
     IRSTD_OP_CONV_TRANSPOSE2D = 12,
+    IRSTD_OP_SLICE = 13,
+    IRSTD_OP_QUANT_CONV2D = 14,
 };
 
 /* X(NAME, number, text, fewest inputs, most inputs, integers, floats, constants) */
@@ -107,7 +109,9 @@ enum {
     X(ACTIVATION, 9, "Activation", 1, 1, 1, 2, 1) \
     X(CONCAT, 10, "Concat", 1, 8, 0, 0, 0) \
     X(GLOBAL_AVERAGE_POOL, 11, "GlobalAveragePool", 1, 1, 0, 0, 0) \
-    X(CONV_TRANSPOSE2D, 12, "ConvTranspose2d", 1, 1, 16, 2, 3)
+    X(CONV_TRANSPOSE2D, 12, "ConvTranspose2d", 1, 1, 16, 2, 3) \
+    X(SLICE, 13, "Slice", 1, 1, 1, 0, 0) \
+    X(QUANT_CONV2D, 14, "QuantConv2d", 1, 8, 18, 3, 3)
 
 /* X(OPERATOR, NAME, text, slot, minimum, maximum) of every i[] slot */
 #define IRSTD_PROGRAM_INTEGERS(X) \
@@ -175,7 +179,26 @@ enum {
     X(CONV_TRANSPOSE2D, GROUPS, "groups", 12, 1, 65536) \
     X(CONV_TRANSPOSE2D, ACTIVATION, "activation", 13, 0, 5) \
     X(CONV_TRANSPOSE2D, OUTPUT_PAD_H, "output_pad_h", 14, 0, 4096) \
-    X(CONV_TRANSPOSE2D, OUTPUT_PAD_W, "output_pad_w", 15, 0, 4096)
+    X(CONV_TRANSPOSE2D, OUTPUT_PAD_W, "output_pad_w", 15, 0, 4096) \
+    X(SLICE, FIRST, "first", 0, 0, 65536) \
+    X(QUANT_CONV2D, VERSION, "version", 0, 1, 1) \
+    X(QUANT_CONV2D, IN_CHANNELS, "in_channels", 1, 1, 65536) \
+    X(QUANT_CONV2D, OUT_CHANNELS, "out_channels", 2, 1, 65536) \
+    X(QUANT_CONV2D, KERNEL_H, "kernel_h", 3, 1, 31) \
+    X(QUANT_CONV2D, KERNEL_W, "kernel_w", 4, 1, 31) \
+    X(QUANT_CONV2D, STRIDE_H, "stride_h", 5, 1, 4096) \
+    X(QUANT_CONV2D, STRIDE_W, "stride_w", 6, 1, 4096) \
+    X(QUANT_CONV2D, DILATION_H, "dilation_h", 7, 1, 4096) \
+    X(QUANT_CONV2D, DILATION_W, "dilation_w", 8, 1, 4096) \
+    X(QUANT_CONV2D, PAD_TOP, "pad_top", 9, 0, 4096) \
+    X(QUANT_CONV2D, PAD_LEFT, "pad_left", 10, 0, 4096) \
+    X(QUANT_CONV2D, PAD_BOTTOM, "pad_bottom", 11, 0, 4096) \
+    X(QUANT_CONV2D, PAD_RIGHT, "pad_right", 12, 0, 4096) \
+    X(QUANT_CONV2D, GROUPS, "groups", 13, 1, 65536) \
+    X(QUANT_CONV2D, WEIGHT_BITS, "weight_bits", 14, 1, 8) \
+    X(QUANT_CONV2D, ACTIVATION_BITS, "activation_bits", 15, 1, 8) \
+    X(QUANT_CONV2D, ACTIVATION_SIGNED, "activation_signed", 16, 0, 1) \
+    X(QUANT_CONV2D, ZERO_POINT, "zero_point", 17, -128, 255)
 
 /* BinaryConv2d(x, residual?) */
 #define IRSTD_BINARY_CONV2D_VERSION 0 /* i[] */
@@ -288,5 +311,34 @@ enum {
 #define IRSTD_CONV_TRANSPOSE2D_WEIGHT 0 /* constant[] */
 #define IRSTD_CONV_TRANSPOSE2D_BIAS 1 /* constant[] */
 #define IRSTD_CONV_TRANSPOSE2D_SLOPE 2 /* constant[] */
+
+/* Slice(x) */
+#define IRSTD_SLICE_FIRST 0 /* i[] */
+
+/* QuantConv2d(x, x1?, x2?, x3?, x4?, x5?, x6?, x7?) */
+#define IRSTD_QUANT_CONV2D_VERSION 0 /* i[] */
+#define IRSTD_QUANT_CONV2D_IN_CHANNELS 1 /* i[] */
+#define IRSTD_QUANT_CONV2D_OUT_CHANNELS 2 /* i[] */
+#define IRSTD_QUANT_CONV2D_KERNEL_H 3 /* i[] */
+#define IRSTD_QUANT_CONV2D_KERNEL_W 4 /* i[] */
+#define IRSTD_QUANT_CONV2D_STRIDE_H 5 /* i[] */
+#define IRSTD_QUANT_CONV2D_STRIDE_W 6 /* i[] */
+#define IRSTD_QUANT_CONV2D_DILATION_H 7 /* i[] */
+#define IRSTD_QUANT_CONV2D_DILATION_W 8 /* i[] */
+#define IRSTD_QUANT_CONV2D_PAD_TOP 9 /* i[] */
+#define IRSTD_QUANT_CONV2D_PAD_LEFT 10 /* i[] */
+#define IRSTD_QUANT_CONV2D_PAD_BOTTOM 11 /* i[] */
+#define IRSTD_QUANT_CONV2D_PAD_RIGHT 12 /* i[] */
+#define IRSTD_QUANT_CONV2D_GROUPS 13 /* i[] */
+#define IRSTD_QUANT_CONV2D_WEIGHT_BITS 14 /* i[] */
+#define IRSTD_QUANT_CONV2D_ACTIVATION_BITS 15 /* i[] */
+#define IRSTD_QUANT_CONV2D_ACTIVATION_SIGNED 16 /* i[] */
+#define IRSTD_QUANT_CONV2D_ZERO_POINT 17 /* i[] */
+#define IRSTD_QUANT_CONV2D_INVERSE_STEP 0 /* f[] */
+#define IRSTD_QUANT_CONV2D_CLAMP_MIN 1 /* f[] */
+#define IRSTD_QUANT_CONV2D_CLAMP_MAX 2 /* f[] */
+#define IRSTD_QUANT_CONV2D_WEIGHT 0 /* constant[] */
+#define IRSTD_QUANT_CONV2D_SCALE 1 /* constant[] */
+#define IRSTD_QUANT_CONV2D_BIAS 2 /* constant[] */
 
 #endif

@@ -1,5 +1,6 @@
 /* The engine's kernels of every instruction set, one row each: dispatch, tests and layer tables follow this table. */
 #include "../engine/engine.h"
+#include "../engine/quant.h"
 
 extern const irstd_row_kernels irstd_rows_ref;
 
@@ -24,3 +25,27 @@ const irstd_kernels *const irstd_kernel_sets[] = {
 };
 
 const int irstd_kernel_set_count = sizeof irstd_kernel_sets / sizeof *irstd_kernel_sets;
+
+/* The quantised convolution has several variants of one instruction set; prepare chooses by layer. */
+extern const irstd_quant_kernels irstd_quant_ref, irstd_quant_maddubs, irstd_quant_maddwd, irstd_quant_dpbusd_256,
+    irstd_quant_dpbusd_512, irstd_quant_smlal, irstd_quant_sdot;
+
+const irstd_quant_kernels *const irstd_quant_variants[] = {
+    &irstd_quant_ref,
+#ifdef IRSTD_HAVE_AVX2
+    &irstd_quant_maddubs,
+    &irstd_quant_maddwd,
+    &irstd_quant_dpbusd_256,
+#endif
+#ifdef IRSTD_HAVE_AVX512
+    &irstd_quant_dpbusd_512,
+#endif
+#ifdef IRSTD_HAVE_NEON
+    &irstd_quant_smlal,
+#ifdef IRSTD_HAVE_SDOT
+    &irstd_quant_sdot,
+#endif
+#endif
+};
+
+const int irstd_quant_variant_count = sizeof irstd_quant_variants / sizeof *irstd_quant_variants;

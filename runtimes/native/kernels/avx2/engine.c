@@ -105,10 +105,12 @@ IRSTD_INLINE void sum_tile(const irstd_bconv *c, const char *const *taps, size_t
             if (t < exist) spill(acc[t][v], sums + t * stride + column + v * PIXELS, started);
 }
 
-static void sums(const irstd_bconv *c, const char **taps, size_t plane_bytes, int row_class, int64_t width,
-                 int64_t stride, int16_t *to) {
+static void sums(const irstd_bconv *c, const irstd_bconv_row *row) {
     const int8_t *tables = c->packed;
-    const int *rows = c->class_rows[row_class];
+    const int *rows = c->class_rows[row->row_class];
+    const char **taps = row->taps;
+    const size_t plane_bytes = row->plane_bytes;
+    const int64_t width = row->width, stride = row->stride;
     const int per_tile = c->a.kernel_h * c->a.kernel_w * nibbles_of(c) * TILE * TABLE;
     const int tap_count = c->a.kernel_h * c->a.kernel_w;
     const char **from = taps + tap_count;
@@ -116,7 +118,7 @@ static void sums(const irstd_bconv *c, const char **taps, size_t plane_bytes, in
         for (int t = 0; t < tap_count; t++) from[t] = taps[t] ? taps[t] + (size_t)(g * nibbles_of(c)) * plane_bytes : NULL;
         for (int first = 0; first < c->oc_group; first += TILE, tables += per_tile) {
             int exist = c->oc_group - first < TILE ? c->oc_group - first : TILE;
-            int16_t *here = to + (g * c->oc_group + first) * stride;
+            int16_t *here = row->sums + (g * c->oc_group + first) * stride;
             if (c->a.kernel_w == 3)
                 for (int64_t column = 0; column < width; column += 2 * PIXELS)
                     sum_tile(c, from, plane_bytes, rows, exist, column, stride, tables, here, 2, 3);
@@ -127,10 +129,16 @@ static void sums(const irstd_bconv *c, const char **taps, size_t plane_bytes, in
     }
 }
 
+static void row(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r, const int16_t *residual,
+                int16_t *y, const irstd_map *map, char *bits) {
+    sums(c, row);
+    finish_sums(c, row, r, residual, y, map, bits);
+}
+
 extern const irstd_row_kernels irstd_rows_avx2;
 
 const irstd_kernels irstd_kernels_avx2 = {
     .isa = "avx2", .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = OUTSIDE,
-    .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .finish = finish, .sum_signs = sum_signs, .signs = signs,
+    .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .row = row, .signs = signs,
     .rows = &irstd_rows_avx2, .name = "bconv2d_lut",
 };

@@ -17,12 +17,15 @@ IRSTD_INLINE V v_load(const int16_t *p) { return _mm256_load_si256((const V *)(c
 IRSTD_INLINE void v_store(int16_t *p, V v) { _mm256_store_si256((V *)(void *)p, v); }
 IRSTD_INLINE V v_all(int16_t x) { return _mm256_set1_epi16(x); }
 IRSTD_INLINE V v_constant(const int32_t *p) { return _mm256_set1_epi32(*p); }
+IRSTD_INLINE V v_next_constant(const int32_t **p) { return v_constant((*p)++); }
+#define STEP(p, by) ((p) += (by))
 IRSTD_INLINE V v_adds(V a, V b) { return _mm256_adds_epi16(a, b); }
 
 typedef struct {
     V multiplier, offset, slope, shift_out;
 } CONSTANTS;
-IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish **at, const int rprelu) {
+    const irstd_finish *f = (*at)++;
     CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
     if (rprelu) {
         k.slope = v_constant(&f->slope);
@@ -44,9 +47,11 @@ IRSTD_INLINE V v_average(V a, V b) {
 
 typedef V BITS;
 IRSTD_INLINE BITS bits_zero(void) { return _mm256_setzero_si256(); }
-IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, int c) {
+typedef int TILE_BITS;
+IRSTD_INLINE TILE_BITS tile_bits_of(int c) { return c; }
+IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, TILE_BITS c, int t) {
     V below = _mm256_packs_epi16(_mm256_cmpgt_epi16(threshold, x[0]), _mm256_cmpgt_epi16(threshold, x[1]));
-    *b = _mm256_or_si256(*b, _mm256_andnot_si256(below, _mm256_set1_epi8((char)(1 << c))));
+    *b = _mm256_or_si256(*b, _mm256_andnot_si256(below, _mm256_set1_epi8((char)(1 << (c + t)))));
 }
 IRSTD_INLINE void bits_store(char *to, BITS b, int count) {
     (void)count;

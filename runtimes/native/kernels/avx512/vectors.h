@@ -22,10 +22,13 @@ typedef __m512i V;
 typedef uint32_t weight_t; /* 16 bits twice, for a broadcasting load */
 
 IRSTD_INLINE V v_load(const int16_t *p) { return _mm512_load_si512(p); }
+IRSTD_INLINE V v_loadu(const void *p) { return _mm512_loadu_si512(p); }
 IRSTD_INLINE void v_store(int16_t *p, V v) { _mm512_store_si512(p, v); }
 IRSTD_INLINE V v_all(int16_t x) { return _mm512_set1_epi16(x); }
 IRSTD_INLINE V v_add(V a, V b) { return _mm512_add_epi16(a, b); }
-IRSTD_INLINE V v_sub(V a, V b) { return _mm512_sub_epi16(a, b); }
+typedef __m128i FACTOR;
+IRSTD_INLINE FACTOR factor_of(int shift) { return _mm_cvtsi32_si128(shift); }
+IRSTD_INLINE V v_add_shifted(V a, V b, FACTOR f) { return _mm512_add_epi16(a, _mm512_sll_epi16(b, f)); }
 /* The additions are pinned to their registers: else the compiler gathers the popcounts of several words, and spills. */
 IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w, const int tile) {
     const V x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 64);
@@ -39,12 +42,15 @@ IRSTD_INLINE void v_step(V acc[TILE][VECTORS], const char *x, const weight_t *w,
     }
 }
 IRSTD_INLINE V v_constant(const int32_t *p) { return _mm512_set1_epi32(*p); }
+IRSTD_INLINE V v_next_constant(const int32_t **p) { return v_constant((*p)++); }
+#define STEP(p, by) ((p) += (by))
 IRSTD_INLINE V v_adds(V a, V b) { return _mm512_adds_epi16(a, b); }
 
 typedef struct {
     V multiplier, offset, slope, shift_out;
 } CONSTANTS;
-IRSTD_INLINE CONSTANTS constants_of(const irstd_finish *f, const int rprelu) {
+IRSTD_INLINE CONSTANTS constants_of(const irstd_finish **at, const int rprelu) {
+    const irstd_finish *f = (*at)++;
     CONSTANTS k = {.multiplier = v_constant(&f->multiplier), .offset = v_constant(&f->offset)};
     if (rprelu) {
         k.slope = v_constant(&f->slope);
@@ -56,11 +62,6 @@ IRSTD_INLINE V times_multiplier(V v, CONSTANTS k) { return _mm512_mulhrs_epi16(v
 IRSTD_INLINE V times_slope(V v, CONSTANTS k) { return _mm512_mulhrs_epi16(v, k.slope); }
 
 IRSTD_INLINE V v_max(V a, V b) { return _mm512_max_epi16(a, b); }
-#define EDGES_IN_REGISTERS
-typedef __mmask32 LANE;
-IRSTD_INLINE LANE lane_of(int64_t lane) { return lane >= 0 && lane < VL ? 1u << lane : 0; }
-IRSTD_INLINE V v_add_at(V a, LANE lane, int16_t x) { return _mm512_mask_add_epi16(a, lane, a, _mm512_set1_epi16(x)); }
-
 typedef __m128i SHIFT;
 IRSTD_INLINE SHIFT shift_of(int count) { return _mm_cvtsi32_si128(count); }
 IRSTD_INLINE V v_shl(V a, SHIFT count) { return _mm512_sll_epi16(a, count); }
@@ -73,12 +74,14 @@ typedef struct {
     V v[2];
 } BITS;
 IRSTD_INLINE BITS bits_zero(void) { return (BITS){{_mm512_setzero_si512(), _mm512_setzero_si512()}}; }
-IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, int c) {
+typedef int TILE_BITS;
+IRSTD_INLINE TILE_BITS tile_bits_of(int c) { return c; }
+IRSTD_INLINE void bits_push(BITS *b, const V *x, V threshold, TILE_BITS c, int t) {
 #define TWICE(n) (int32_t)(0x10001u << n)
     static const int32_t bits[16] = {TWICE(0), TWICE(1), TWICE(2), TWICE(3), TWICE(4), TWICE(5), TWICE(6), TWICE(7),
                                      TWICE(8), TWICE(9), TWICE(10), TWICE(11), TWICE(12), TWICE(13), TWICE(14), TWICE(15)};
 #undef TWICE
-    const V bit = _mm512_set1_epi32(bits[c]); /* a broadcasting load */
+    const V bit = _mm512_set1_epi32(bits[c + t]); /* a broadcasting load */
     b->v[0] = _mm512_mask_add_epi16(b->v[0], _mm512_cmpge_epi16_mask(x[0], threshold), b->v[0], bit);
     b->v[1] = _mm512_mask_add_epi16(b->v[1], _mm512_cmpge_epi16_mask(x[1], threshold), b->v[1], bit);
 }

@@ -1,68 +1,67 @@
 /* NEON has a popcount of bytes: eor, cnt and a pairwise widening add make 128 multiply-accumulates in three
  * instructions, and sums of 16 bits that need no further widening. */
+#include <string.h>
+
 #include "vectors.h"
 
-#if defined(__aarch64__) && !defined(IRSTD_SIMDE)
+#include "../popcount/finish.h"
+
+#ifdef IRSTD_ARMV8
+#define SUM_TILE
+#endif
+#include "../popcount/bconv.h"
+
+#ifdef IRSTD_ARMV8
 /* The tile of 4 channels by 4 vectors in assembly, since compilers gather the loads of several words and then spill.
- * For each word one load brings the weights of 4 channels, two the pixels, and 48 instructions 2048 MACs. */
-#define COUNT(w, a, b, c, d)                                                                                       \
-    "eor v28.16b, v20.16b, v" w ".16b\n eor v29.16b, v21.16b, v" w ".16b\n"                                       \
-    "eor v30.16b, v22.16b, v" w ".16b\n eor v31.16b, v23.16b, v" w ".16b\n"                                       \
-    "cnt v28.16b, v28.16b\n cnt v29.16b, v29.16b\n cnt v30.16b, v30.16b\n cnt v31.16b, v31.16b\n"                \
-    "uadalp v" a ".8h, v28.16b\n uadalp v" b ".8h, v29.16b\n uadalp v" c ".8h, v30.16b\n uadalp v" d ".8h, v31.16b\n"
-#define WORD                                                                                                       \
-    "ldr x9, [%[words]], #8\n ld4r {v24.8h, v25.8h, v26.8h, v27.8h}, [%[w]], #8\n add x9, x9, %[column]\n"        \
-    "ldp q20, q21, [x9]\n ldp q22, q23, [x9, #32]\n"                                                              \
-    COUNT("24", "0", "1", "2", "3") COUNT("25", "4", "5", "6", "7")                                                \
-    COUNT("26", "8", "9", "10", "11") COUNT("27", "12", "13", "14", "15")
-#define COPY(n) "mov v" #n ".16b, v0.16b\n"
+ * For each word one load brings the weights of 4 channels, two the pixels, and 48 instructions 2048 MACs. The sums stay
+ * in registers of the compiler's choice; v4 to v15 are used here. */
+#define COUNT(w, a, b, c, d)                                                                                        \
+    "eor v12.16b, v4.16b, v" w ".16b\n eor v13.16b, v5.16b, v" w ".16b\n"                                          \
+    "eor v14.16b, v6.16b, v" w ".16b\n eor v15.16b, v7.16b, v" w ".16b\n"                                          \
+    "cnt v12.16b, v12.16b\n cnt v13.16b, v13.16b\n cnt v14.16b, v14.16b\n cnt v15.16b, v15.16b\n"                 \
+    "uadalp %" a ".8h, v12.16b\n uadalp %" b ".8h, v13.16b\n uadalp %" c ".8h, v14.16b\n uadalp %" d ".8h, v15.16b\n"
+#define WORD(x)                                                                                                     \
+    "ldp q4, q5, [" x "]\n ld4r {v8.8h, v9.8h, v10.8h, v11.8h}, [%[w]], #8\n ldp q6, q7, [" x ", #32]\n"           \
+    COUNT("8", "0", "1", "2", "3") COUNT("9", "4", "5", "6", "7") COUNT("10", "8", "9", "10", "11")                 \
+    COUNT("11", "12", "13", "14", "15")
+#define RUN "ldr x9, [x12], #8\n add x10, x9, #2\n add x11, x9, #4\n" WORD("x9") WORD("x10") WORD("x11")
+#define START(a, b, c, d) "ldp %q" a ", %q" b ", [%[start]]\n ldp %q" c ", %q" d ", [%[start], #32]\n"
+#define NEXT "add %[start], %[start], %[step]\n"
 
-static void sum_words_4(const char *const *words, int64_t count, int64_t column, const weight_t *w, int64_t start,
-                        int16_t *sums, int64_t stride) {
-    int64_t threes = count / 3;
-    count %= 3;
-    __asm__ volatile("dup v0.8h, %w[start]\n"
-                     COPY(1) COPY(2) COPY(3) COPY(4) COPY(5) COPY(6) COPY(7) COPY(8) COPY(9) COPY(10) COPY(11) COPY(12)
-                     COPY(13) COPY(14) COPY(15)
-                     "cbz %[threes], 2f\n"
-                     "1:\n" WORD WORD WORD "subs %[threes], %[threes], #1\n b.ne 1b\n"
-                     "2: cbz %[count], 4f\n"
-                     "3:\n" WORD "subs %[count], %[count], #1\n b.ne 3b\n"
-                     "4: stp q0, q1, [%[sums]]\n stp q2, q3, [%[sums], #32]\n add %[sums], %[sums], %[stride]\n"
-                     "stp q4, q5, [%[sums]]\n stp q6, q7, [%[sums], #32]\n add %[sums], %[sums], %[stride]\n"
-                     "stp q8, q9, [%[sums]]\n stp q10, q11, [%[sums], #32]\n add %[sums], %[sums], %[stride]\n"
-                     "stp q12, q13, [%[sums]]\n stp q14, q15, [%[sums], #32]\n"
-                     : [words] "+r"(words), [w] "+r"(w), [threes] "+r"(threes), [count] "+r"(count), [sums] "+r"(sums)
-                     : [column] "r"(2 * column), [start] "r"(start), [stride] "r"(2 * stride)
-                     : "x9", "cc", "memory", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11",
-                       "v12", "v13", "v14", "v15", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29",
-                       "v30", "v31");
-}
-
-#define SUM_WORDS
-IRSTD_INLINE void sum_words(const char *const *words, int count, int64_t column, const weight_t *w, int16_t start,
-                            int16_t *sums, int64_t stride, const void *edges, const int tile) {
-    (void)edges; /* added in memory */
-    if (tile == 4) {
-        sum_words_4(words, count, column, w, start, sums, stride);
+IRSTD_INLINE void sum_tile(V acc[TILE][VECTORS], const row_words *words, const weight_t *w, const int16_t *start,
+                           int64_t step, const int tile) {
+    if (tile < TILE) { /* a single channel */
+        const char *const *at = words->words;
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) acc[0][v] = v_load(start + v * VL);
+        for (int64_t i = 3 * words->nines + words->runs; i > 0; i--, at++)
+            for (int u = 0; u < 3; u++, w++) v_step(acc, *at + 2 * u, w, 1);
+        for (int64_t i = words->singles; i > 0; i--, w++) v_step(acc, *at++, w, 1);
         return;
     }
-    V acc[TILE][VECTORS]; /* a single channel */
-    UNROLL
-    for (int v = 0; v < VECTORS; v++) acc[0][v] = v_all(start);
-    for (int i = 0; i < count; i++, w++) v_step(acc, words[i] + 2 * column, w, 1);
-    UNROLL
-    for (int v = 0; v < VECTORS; v++) v_store(sums + v * VL, acc[0][v]);
+    __asm__ volatile(START("0", "1", "2", "3") NEXT START("4", "5", "6", "7") NEXT START("8", "9", "10", "11") NEXT
+                     START("12", "13", "14", "15")
+                     "ldp x12, x13, [%[words]]\n cbz x13, 2f\n"
+                     "1:\n" RUN RUN RUN "subs x13, x13, #1\n b.ne 1b\n"
+                     "2: ldr x13, [%[words], #16]\n cbz x13, 6f\n ldp x13, x14, [%[words], #24]\n cbz x13, 4f\n"
+                     "3:\n" RUN "subs x13, x13, #1\n b.ne 3b\n"
+                     "4: cbz x14, 6f\n"
+                     "5: ldr x9, [x12], #8\n" WORD("x9") "subs x14, x14, #1\n b.ne 5b\n"
+                     "6:\n"
+                     : "=&w"(acc[0][0]), "=&w"(acc[0][1]), "=&w"(acc[0][2]), "=&w"(acc[0][3]), "=&w"(acc[1][0]),
+                       "=&w"(acc[1][1]), "=&w"(acc[1][2]), "=&w"(acc[1][3]), "=&w"(acc[2][0]), "=&w"(acc[2][1]),
+                       "=&w"(acc[2][2]), "=&w"(acc[2][3]), "=&w"(acc[3][0]), "=&w"(acc[3][1]), "=&w"(acc[3][2]),
+                       "=&w"(acc[3][3]), [w] "+r"(w), [start] "+r"(start)
+                     : [words] "r"(words), [step] "r"(2 * step)
+                     : "x9", "x10", "x11", "x12", "x13", "x14", "cc", "memory", "v4", "v5", "v6", "v7", "v8", "v9",
+                       "v10", "v11", "v12", "v13", "v14", "v15");
 }
 #endif
-
-#include "../popcount/bconv.h"
-#include "../popcount/finish.h"
 
 extern const irstd_row_kernels irstd_rows_neon;
 
 const irstd_kernels irstd_kernels_neon = {
-    .isa = "neon", .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = -1,
-    .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .finish = finish, .sum_signs = sum_signs, .signs = signs,
+    .isa = "neon", .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = -1, .block = BLOCK,
+    .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .row = row, .signs = signs,
     .rows = &irstd_rows_neon, .name = "bconv2d_cnt",
 };

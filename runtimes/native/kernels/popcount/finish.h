@@ -1,7 +1,9 @@
 /* From sums to int16 values and signs, VECTORS vectors of pixels at a time; included after an instruction set's vectors:
  *   CONSTANTS with members offset and shift_out, constants_of (an irstd_finish), times_multiplier and times_slope
  *   (x * y / 2^15, rounded half up), v_adds (saturating), v_max, SHIFT, shift_of, v_shl, v_average (rounded half up),
- *   v_constant (of an int16 stored twice), BITS, bits_zero, bits_push (lanes >= threshold become bit c), bits_store (elements of `count` channels).
+ *   v_constant (of an int16 stored twice), v_next_constant (which steps the pointer; constants_of does too), STEP,
+ *   BITS, bits_zero, TILE_BITS, tile_bits_of (channel c), bits_push (lanes >= threshold become bit c + t),
+ *   bits_store (elements of `count` channels).
  *
  * A sum is shifted left as far as int16 allows and multiplied by a 15-bit fraction: floor(sum * scale + 1/2). */
 #include "../../engine/engine.h"
@@ -37,8 +39,8 @@ IRSTD_INLINE void finish_style(const irstd_bconv *c, const int16_t *sums, int64_
                 BITS b = bits_zero();
                 int r_channel = first % r_count;
                 if (residual) near = residual_row + r_channel * r_stride + j;
-                for (int i = 0; i < count; i++, constants++, sum += stride) {
-                    const CONSTANTS k = constants_of(constants, rprelu);
+                for (int i = 0; i < count; i++, sum += stride) {
+                    const CONSTANTS k = constants_of(&constants, rprelu);
                     V v[VECTORS];
                     UNROLL
                     for (int n = 0; n < VECTORS; n++)
@@ -56,7 +58,7 @@ IRSTD_INLINE void finish_style(const irstd_bconv *c, const int16_t *sums, int64_
                         for (int n = 0; n < VECTORS; n++) v_store(to + n * VL, v[n]);
                         to += stride;
                     }
-                    if (mapped) bits_push(&b, v, v_constant(threshold++), i);
+                    if (mapped) bits_push(&b, v, v_next_constant(&threshold), tile_bits_of(i), 0);
                 }
                 if (mapped) bits_store(plane + j * BIT_BYTES, b, count);
             }
@@ -84,6 +86,13 @@ static void finish(const irstd_bconv *c, const int16_t *sums, int64_t stride, in
 #undef STYLE
 }
 
+IRSTD_INLINE void push_signs(BITS *b, const int16_t *x, V threshold, TILE_BITS bits, const int t) {
+    V v[VECTORS];
+    UNROLL
+    for (int n = 0; n < VECTORS; n++) v[n] = v_load(x + n * VL);
+    bits_push(b, v, threshold, bits, t);
+}
+
 /* Planes of signs of [channels][stride] int16 rows against one threshold per channel. */
 IRSTD_INLINE void compare_rows(const int16_t *x, int64_t stride, int64_t width, const int32_t *thresholds,
                                const irstd_map *map, char *bits) {
@@ -96,20 +105,29 @@ IRSTD_INLINE void compare_rows(const int16_t *x, int64_t stride, int64_t width, 
                 BITS b = bits_zero();
                 const int16_t *from = x + first * stride + j;
                 const int32_t *threshold = thresholds + first;
-                for (int i = 0; i < count; i++, from += stride) {
-                    V v[VECTORS];
+                int i = 0;
+                for (; i + 4 <= count; i += 4) {
+                    const TILE_BITS tile_bits = tile_bits_of(i);
                     UNROLL
-                    for (int n = 0; n < VECTORS; n++) v[n] = v_load(from + n * VL);
-                    bits_push(&b, v, v_constant(threshold++), i);
+                    for (int t = 0; t < 4; t++) {
+                        push_signs(&b, from, v_next_constant(&threshold), tile_bits, t);
+                        STEP(from, stride);
+                    }
                 }
+                for (; i < count; i++, from += stride)
+                    push_signs(&b, from, v_next_constant(&threshold), tile_bits_of(i), 0);
                 bits_store(plane + j * BIT_BYTES, b, count);
             }
         }
 }
 
-static void sum_signs(const irstd_bconv *c, const int16_t *sums, int64_t stride, int64_t width, const irstd_map *map,
-                      char *bits) {
-    compare_rows(sums, stride, width, c->sign_sum, map, bits);
+/* What row() is where sums are in memory. */
+static void finish_sums(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_tensor *r,
+                        const int16_t *residual, int16_t *y, const irstd_map *map, char *bits) {
+    if (c->sign_sum)
+        compare_rows(row->sums, row->stride, row->width, c->sign_sum, map, bits);
+    else
+        finish(c, row->sums, row->stride, row->width, r, residual, y, map, bits);
 }
 
 static void signs(const irstd_map *map, const int16_t *x, int64_t stride, int64_t width, char *bits) {

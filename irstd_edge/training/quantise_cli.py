@@ -1,0 +1,311 @@
+"""The command ``quantize``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+_PATH = click.Path(path_type=Path)
+_DEVICES, _PRECISIONS, _METHODS = ("cpu", "cuda"), ("fp32", "bf16"), ("mse", "minmax", "percentile")
+#: Share of the training split that bits are chosen by; the training loop holds out the same images by default.
+_HELD_OUT = 0.1
+
+
+@click.command(help="""Quantise NETWORK: a name of `irstd-edge models`, or a label for --model.
+
+By default to 8 bits, calibrated on images, without training. --bits 3 takes other bits, --table a file of bits by
+layer, --spm searches a symmetric progressive assignment under ceilings of mean bits. --train goes on with training in
+low bits from there.""")
+@click.argument("network", required=False)
+@click.option("--out", type=_PATH, required=True, help="Folder of the results.")
+@click.option("--checkpoint", type=_PATH, help="Weights of the float network; default those that come with it.")
+@click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
+@click.option("--from-layout", help="Whose public checkpoint it is, as `irstd-edge evaluate --from-layout`.")
+@click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
+@click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
+@click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
+@click.option("--calibrate", type=_PATH, help="Folder of images to calibrate on; default the data set's.")
+@click.option("--dataset", help="Name of a data set's folder: calibrates on its training split, of which every tenth "
+              "image is held out to measure on.")
+@click.option("--root", type=_PATH, help="The folder that holds the data set's folder.")
+@click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="Images to calibrate on.")
+@click.option("--method", type=click.Choice(_METHODS), default="mse", show_default=True, help="How steps are found.")
+@click.option("--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
+              help="Share of the magnitudes that --method percentile keeps.")
+@click.option("--bits", metavar="W[,A]", help="Bits of weights and activations of all layers; default 8.")
+@click.option("--table", "table_file", type=_PATH, help="TOML or JSON file of bits by layer.")
+@click.option("--spm", is_flag=True, help="Search a symmetric progressive assignment of bits.")
+@click.option("--edges", metavar="W[,A]|float", default="8", show_default=True,
+              help="Bits of the layers at the image and at the output; not with --table.")
+@click.option("--layer", "layers", multiple=True, metavar="PATTERN=W[,A]|float",
+              help="Bits of the layers that a pattern matches (repeatable).")
+@click.option("--max-weight-bits", type=float, default=2.42, show_default=True, help="Of --spm: mean over all weights.")
+@click.option("--max-activation-bits", type=float, default=3.82, show_default=True,
+              help="Of --spm: mean over all elements of layers' inputs.")
+@click.option("--sensitivity", is_flag=True, help="Round one block at a time and measure; --spm does it too.")
+@click.option("--candidates", default="2,3,4,5,6,8", show_default=True, help="Bits to measure, and to search among.")
+@click.option("--max-drop", type=click.FloatRange(0, 1), metavar="IOU",
+              help="Keep the most sensitive layers precise until the IoU has dropped by no more than this.")
+@click.option("--keep", metavar="W[,A]|float", default="float", show_default=True, help="Precision of --max-drop.")
+@click.option("--train", "recipe", metavar="RECIPE", help="Train on by this recipe of the float network.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop training, resumable, after so long.")
+@click.option("--learning-rate", type=float, help="Default a tenth of the recipe's.")
+@click.option("--resume", is_flag=True, help="Go on with the training in --out; its bits stay.")
+@click.option("--device", type=click.Choice(_DEVICES), default="cpu", show_default=True, help="To train on.")
+@click.option("--precision", type=click.Choice(_PRECISIONS), help="Of training; default bf16 on CUDA, else fp32.")
+@click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice.")
+def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, std, calibrate, dataset, root, images,
+             method, percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits,
+             sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,
+             compile_network, threads) -> None:
+    if sum(map(bool, (bits, table_file, spm))) > 1:
+        raise click.UsageError("--bits, --table and --spm exclude each other")
+    if (dataset is None) != (root is None) and not (resume and root):
+        raise click.UsageError("--dataset and --root go together")
+    if resume and not recipe:
+        raise click.UsageError("--resume goes on with training: give --train RECIPE too")
+    if recipe and root is None:
+        raise click.UsageError("--train needs --root, and --dataset to measure on")
+    if not resume and calibrate is None and dataset is None:
+        raise click.UsageError("give images to calibrate on: --calibrate FOLDER, or --dataset NAME --root FOLDER")
+    if (spm or sensitivity or max_drop is not None) and dataset is None:
+        raise click.UsageError("--spm, --sensitivity and --max-drop measure on held-out images with masks: "
+                               "give --dataset and --root")
+    import torch
+
+    from irstd_edge.checkpoints import load_network
+    from irstd_edge.errors import MissingError
+    from irstd_edge.training.loop import TrainingError
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
+                           "(https://pytorch.org/get-started)")
+    settings = _recipe(recipe, model or network, epochs, learning_rate) if recipe else None
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if not resume:
+        if (out / "resume.pt").exists():
+            raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
+        source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
+                              std=std, from_layout=from_layout)
+        _quantise(source, out, calibrate, dataset, root, images, method, percentile, bits, table_file, spm, edges,
+                  layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
+    if settings:
+        _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes)
+
+
+def _recipe(reference: str, name: str | None, epochs: int | None, learning_rate: float | None):
+    from irstd_edge.training.recipe import Recipe
+
+    recipe = Recipe.find(reference)
+    rate = learning_rate if learning_rate is not None else recipe.learning_rate / 10
+    return replace(recipe, network=name or recipe.network, epochs=epochs or recipe.epochs, learning_rate=rate,
+                   final_learning_rate=min(recipe.final_learning_rate, rate))
+
+
+def _quantise(source, out, calibrate, dataset, root, images, method, percentile, bits, table_file, spm, edges, layers,
+              max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
+    from irstd_edge.data import Dataset
+    from irstd_edge.files import check_writable
+    from irstd_edge.plots import require_matplotlib
+    from irstd_edge.training import quantisation as q
+    from irstd_edge.training.bits import BitTable, BitTableError, find_blocks, parse_bits, search_assignments
+    from irstd_edge.training.loop import split_validation
+
+    check_writable(out / q.MANIFEST)
+    rules = []
+    for text in layers:
+        pattern, equals, value = text.partition("=")
+        if not equals:
+            raise BitTableError(f"--layer {text}: write PATTERN=BITS, as 'conv0_0=float' or 'conv1_*=6,3'")
+        rules.append((pattern, parse_bits(value, f"--layer {text}")))
+    edge, kept_bits = parse_bits(edges, "--edges"), parse_bits(keep, "--keep")
+    wanted = _candidates(candidates)
+    if spm or sensitivity:
+        require_matplotlib()
+
+    held, paths = None, None
+    if dataset:
+        data = Dataset.named(root, dataset, "train")
+        train_indices, held_indices = split_validation(len(data), _HELD_OUT)
+        held = q.HeldOut([data[i] for i in held_indices], source)
+        paths = [data.image_path(i) for i in q.evenly(train_indices, images)]
+    paths = q.image_files(calibrate, images) if calibrate else paths
+    calibrated = q.Calibrated(source.network, q.load_images(paths, source), method=method, percentile=percentile)
+    names = calibrated.trace.convolutions
+    edge_rules = [(name, edge) for name in calibrated.trace.edges]
+    convolutions = [c for c in calibrated.counts if c.name in names]
+    blocks = find_blocks(convolutions, calibrated.size)
+    facts = {}
+
+    fixed, found = {}, []
+    if spm:
+        file = BitTable(None, (*edge_rules, *rules)).resolve(names)
+        fixed = {name: file[name] for name in names if name in calibrated.trace.edges or _named(rules, name)} | {
+            c.name: None for c in calibrated.counts if c.name not in names}
+        # What the search leaves alone is left alone in its blocks' measurement, too.
+        blocks = [replace(b, layers=tuple(n for n in b.layers if n not in fixed) or b.layers) for b in blocks]
+    if spm or sensitivity:
+        with _progress("sensitivity", len(blocks) * len(wanted) * 2) as step:
+            found = q.measure_sensitivity(calibrated, blocks, held, wanted, step)
+        q.write_csv(out / "sensitivity.csv", [s.row() for s in found])
+        q.plot_sensitivity(found, out / "sensitivity.png")
+        _show_sensitivity(found, out)
+    if spm:
+        assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed,
+                                         max_weight_bits=max_weight_bits, max_activation_bits=max_activation_bits)
+        _show_assignments(assignments)
+        q.write_csv(out / "assignments.csv", [
+            {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
+             **q.precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
+        table = {name: assignments[0].table[name] for name in names}
+        facts["assignment"] = {k: v for k, v in asdict(assignments[0]).items() if k not in ("table", "precision")}
+    elif table_file:
+        file = BitTable.read(table_file)
+        table = replace(file, rules=(*file.rules, *rules)).resolve(names)
+    else:
+        table = BitTable(parse_bits(bits or "8", "--bits"), (*edge_rules, *rules)).resolve(names)
+    if max_drop is not None:
+        table, kept = q.keep_sensitive(calibrated, table, held, max_drop, kept_bits)
+        facts["kept"] = [asdict(k) for k in kept]
+        for k in kept:
+            click.echo(f"kept {keep}: {k.layer} (loss +{k.loss_rise:.4f} alone); IoU now {k.iou:.4f}")
+    if held:
+        scores = {"float": held.measure(calibrated.folded), "quantised": held.measure(calibrated.quantise(table))}
+        facts["held_out"] = {"dataset": dataset, "images": held.images} | {k: asdict(v) for k, v in scores.items()}
+    q.write_result(out, source, calibrated, table, facts)
+    _show_result(calibrated, table, facts, out)
+
+
+def _candidates(text: str) -> list[int]:
+    from irstd_edge.training.bits import BitTableError
+
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdecimal() and 2 <= int(p) <= 8 for p in parts):
+        raise BitTableError(f"--candidates {text}: numbers of bits, 2 to 8, joined by commas")
+    return sorted({int(p) for p in parts})
+
+
+def _named(rules, name: str) -> bool:
+    from irstd_edge.training.bits import matches
+
+    return any(matches(pattern, name) for pattern, _ in rules)
+
+
+def _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes) -> None:
+    from irstd_edge.checkpoints import build_network, restore
+    from irstd_edge.plots import require_matplotlib
+    from irstd_edge.training.curves import plot_curves
+    from irstd_edge.training.loop import train
+    from irstd_edge.training.quantisation import WEIGHTS
+
+    require_matplotlib()
+    quantised = restore(build_network(model or network), out / WEIGHTS)
+    curves = out / "curves.csv", out / "curves.png"
+
+    def on_epoch(epoch) -> None:
+        accuracy = "" if epoch.accuracy is None else f" IoU {epoch.accuracy.iou:.4f} Pd {epoch.accuracy.pd:.4f}"
+        print(f"epoch {epoch.epoch}/{settings.epochs} loss {epoch.loss:.4f}{accuracy}", file=sys.stderr, flush=True)
+        if epoch.accuracy is not None:
+            plot_curves(*curves)
+
+    train(settings, root, out, device=device, precision=precision, compile_network=compile_network, resume=resume,
+          network=quantised, record={"quantised_from": WEIGHTS}, on_epoch=on_epoch, minutes=minutes)
+    plot_curves(*curves)
+    click.echo(str(next((p for p in (out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), out)))
+
+
+def _console():
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _table(title: str, *columns: str):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _progress(title: str, total: int):
+    from contextlib import contextmanager
+
+    from rich import progress as p
+    from rich.console import Console
+
+    @contextmanager
+    def show():
+        columns = (p.TextColumn("{task.description}"), p.BarColumn(20), p.MofNCompleteColumn(), p.TimeElapsedColumn(),
+                   p.TextColumn("ETA"), p.TimeRemainingColumn())
+        with p.Progress(*columns, console=Console(file=sys.stderr)) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda: progress.advance(task)
+
+    return show()
+
+
+def _show_sensitivity(found, out: Path) -> None:
+    bits = sorted({s.bits for s in found})
+    full = found[0].full
+    table = _table(f"IoU lost (points) with one block rounded, float {full.iou:.4f}", "block", "side", "level",
+                   *(f"W{b}" for b in bits), *(f"A{b}" for b in bits))
+    drops = {(s.block.name, s.kind, s.bits): 100 * s.iou_drop for s in found}
+    for block in dict.fromkeys(s.block for s in found):
+        table.add_row(block.name, block.side, str(block.level),
+                      *(f"{drops[block.name, kind, b]:.1f}" for kind in ("weights", "activations") for b in bits))
+    console = _console()
+    console.print(table)
+    low = [s for s in found if s.bits == bits[0]]
+    for title, groups in (("side", {s.block.side: [t for t in low if t.block.side == s.block.side] for s in low}),
+                          ("level", {s.block.level: [t for t in low if t.block.level == s.block.level]
+                                     for s in sorted(low, key=lambda t: t.block.level)})):
+        means = ", ".join(f"{name} {100 * sum(s.iou_drop for s in group) / len(group):.1f}"
+                          for name, group in groups.items())
+        console.print(f"mean at {bits[0]} bits by {title}: {means}")
+    console.print(f"{out / 'sensitivity.csv'}, {out / 'sensitivity.png'}")
+
+
+def _show_assignments(assignments) -> None:
+    from irstd_edge.training.bits import PUBLISHED
+
+    table = _table("Symmetric progressive assignments, bits by level, finest first", "weights / activations",
+                   "mean W", "mean A", "1/size", "1/memory", "1/compute", "loss, summed")
+    for a in assignments:
+        p = a.precision
+        table.add_row(f"{a.weight_bits} / {a.activation_bits}", f"{p.weight_bits_mean:.3f}",
+                      f"{p.activation_bits_mean:.3f}", f"{p.size_ratio:.1f}", f"{p.memory_ratio:.1f}",
+                      f"{p.compute_ratio:.1f}", f"+{a.loss:.4f}")
+    table.add_row("SPMix-Q as published, its bits are not", *(f"{v:g}" for v in PUBLISHED.values()), "-")
+    _console().print(table)
+
+
+def _show_result(calibrated, table, facts, out: Path) -> None:
+    from irstd_edge.training import quantisation as q
+
+    shown = _table("", "layer", "W", "A", "inputs", "weights", "MACs", "reason")
+    for row in q.layer_rows(calibrated, table):
+        shown.add_row(row["layer"], str(row["weight_bits"]), str(row["activation_bits"]), row["inputs"],
+                      f"{row['weights']:,}", f"{row['macs']:,}", row["reason"])
+    console = _console()
+    console.print(shown)
+    p = q.precision_facts(calibrated, table)
+    console.print(f"mean bits: weights {p['weight_bits_mean']:.3f}, activations {p['activation_bits_mean']:.3f}; of "
+                  f"float: size 1/{p['size_ratio']:.1f}, memory 1/{p['memory_ratio']:.1f}, MAC x bits "
+                  f"1/{p['compute_ratio']:.1f}")
+    for norm, reason in calibrated.trace.left.items():
+        console.print(f"note: {norm} stays a batch normalisation: {reason}", soft_wrap=True)
+    if scores := facts.get("held_out"):
+        console.print(f"IoU on {scores['images']} held-out images of {scores['dataset']}: float "
+                      f"{scores['float']['iou']:.4f}, quantised {scores['quantised']['iou']:.4f}")
+    click.echo(str(out / q.WEIGHTS))

@@ -1,0 +1,255 @@
+"""Quantised convolutions in the engine, bit for bit, against int64 sums and float32 steps of engine_truth.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine_cases import SAME, SPECIAL, Builder, out_side
+from engine_library import Engine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_library import INVALID, UNSUPPORTED, KernelError
+from program_files import node_place, patched, sealed
+from test_engine import SOME_STRIPS, SOME_THREADS, available, check, image
+
+from irstd_edge.program import OPERATORS, Program, ProgramError, write
+
+QUICK = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+WORK = 400_000  # multiply-accumulates of a layer, about
+
+
+def geometry(draw, size) -> dict:
+    some = st.sampled_from([1, 1, 1, 2, 3])
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (3, 1), (1, 5), (2, 3)]))
+    g = {"kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": draw(some), "stride_w": draw(some),
+         "dilation_h": draw(some), "dilation_w": draw(some)}
+    if draw(st.booleans()):
+        pads = [g["dilation_h"] * (kernel[0] - 1) // 2, g["dilation_w"] * (kernel[1] - 1) // 2] * 2
+    else:
+        pads = [draw(st.integers(0, 3)) for _ in range(4)]
+    g |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True))
+    for axis, n in zip("hw", size, strict=True):
+        if side(g, axis, n) < 1:
+            g[f"kernel_{axis}"] = g[f"dilation_{axis}"] = 1
+    return g
+
+
+def side(g: dict, axis: str, n: int) -> int:
+    pads = g["pad_top"] + g["pad_bottom"] if axis == "h" else g["pad_left"] + g["pad_right"]
+    return out_side(n, g[f"kernel_{axis}"], g[f"stride_{axis}"], g[f"dilation_{axis}"], pads)
+
+
+def quantiser(draw) -> tuple[tuple[int, int], dict]:
+    bits = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    signed = bits[1] > 1 and draw(st.booleans())
+    low, high = (-(2 ** (bits[1] - 1)), 2 ** (bits[1] - 1) - 1) if signed else (0, 2 ** bits[1] - 1)
+    zero = draw(st.one_of(st.just(0), st.integers(low, high)))
+    step = draw(st.sampled_from([2.0, 2.0 ** (bits[1] - 2), 0.37 * 2.0 ** bits[1], 2.0**-60, 2.0**60]))
+    return bits, {"activation_signed": int(signed), "zero_point": zero, "inverse_step": float(np.float32(step))}
+
+
+@st.composite
+def quant_networks(draw) -> tuple[Program, list[np.ndarray]]:
+    """Quantised layers behind each other, with readers of several kinds between them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size = (draw(st.integers(1, 9)), draw(st.one_of(st.integers(1, 20), st.integers(30, 36), st.integers(60, 70))))
+    b = Builder(draw(st.integers(1, 40)))
+    x, outputs = 0, []
+    images = [(rng.normal(0, 2, (b.tensors[0].channels, *size))).astype(np.float32)]
+    for _ in range(draw(st.integers(1, 3))):
+        before = draw(st.sampled_from(["", "", "copy", "fixed", "pool", "two", "three"]))
+        inputs = x
+        if before == "copy":
+            inputs = b.add("Activation", x, b.tensors[x].channels, activation=1)
+        elif before == "fixed" and b.tensors[x].fraction_bits < 0:
+            inputs = b.fixed(x, 8)
+        elif before == "pool" and min(size) > 1:
+            inputs = b.add("MaxPool", x, b.tensors[x].channels, kernel_h=2, kernel_w=2, stride_h=1, stride_w=1)
+            size = (size[0] - 1, size[1] - 1)
+        elif before in ("two", "three"):
+            inputs = (*(b.add("Activation", x, b.tensors[x].channels, activation=1)
+                        for _ in range(1 if before == "two" else 2)), x)
+        channels = sum(b.tensors[i].channels for i in (inputs if isinstance(inputs, tuple) else (inputs,)))
+        g = geometry(draw, size)
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        groups = draw(st.sampled_from([1, 1, 1, *divisors])) if isinstance(inputs, int) else 1
+        most = max(1, WORK // (channels // groups * g["kernel_h"] * g["kernel_w"] * size[0] * size[1]))
+        out = groups * draw(st.integers(1, max(1, min(40, most) // groups)))
+        bits, a = quantiser(draw)
+        if draw(st.booleans()):
+            a |= {"clamp_min": 0.0, "clamp_max": draw(st.sampled_from([float("inf"), 6.0]))}
+        kernel = (g.pop("kernel_h"), g.pop("kernel_w"))
+        x = b.quant(rng, inputs, out, kernel, bits, groups, **a, **g)
+        size = (side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "h", size[0]),
+                side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "w", size[1]))
+        if draw(st.integers(0, 3)) == 0:
+            outputs.append(x)
+    if draw(st.booleans()) and {n.operator for n in b.nodes} <= {"QuantConv2d", "FixedPoint"}:
+        some = rng.random(images[0].shape) < 0.05  # pools and activations of a NaN are another matter
+        images[0][some] = rng.choice(SPECIAL, int(some.sum()))
+    return b.finish(*dict.fromkeys([*outputs, x])), images
+
+
+@QUICK
+@given(case=quant_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_quant_networks(library, case, threads, strip):
+    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+
+
+@pytest.mark.slow
+@settings(QUICK, max_examples=2000)
+@given(case=quant_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
+def test_many_quant_networks(library, case, threads, strip):
+    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+
+
+@settings(QUICK, max_examples=60)
+@given(case=quant_networks(), strip=SOME_STRIPS)
+def test_quant_networks_emulated(emulated_library, case, strip):
+    """The sources of AVX-512 and NEON on any x86 CPU."""
+    check(emulated_library, ["avx512", "neon"], *case, strip=strip)
+
+
+class TestOnce:
+    """What the strategy meets by chance alone."""
+
+    @pytest.fixture
+    def rng(self):
+        return np.random.default_rng(5)
+
+    def run(self, library, program, *images, **options):
+        check(library, available(library), program, images, **({"runs": 2} | options))
+
+    def test_largest_sums(self, library):
+        """Every product is as large as it can be, of either sign, with all bits and fewer."""
+        for bits in [(8, 8), (8, 7), (7, 8), (4, 8), (4, 4), (1, 8)]:
+            for sign in (1, -1):
+                rng = np.random.default_rng(1)
+                b = Builder(24)
+                y = b.quant(rng, 0, 4, bits=bits, **SAME)
+                weight = b.nodes[-1].constants["weight"]
+                # Two's complement: all bits but the highest, or the highest alone; one bit is +1 or -1.
+                one = 1 if bits[0] == 1 else 2 ** (bits[0] - 1) - 1 if sign > 0 else 2 ** (bits[0] - 1)
+                one = 0 if bits[0] == 1 and sign < 0 else one
+                digits = np.tile(one >> np.arange(bits[0]) & 1, 24 * 9).astype(np.uint8)
+                weight[:] = np.packbits(digits, bitorder="little")
+                self.run(library, b.finish(y), np.full((24, 5, 40), 1e6, np.float32))
+
+    def test_values_that_only_quantised_layers_read_are_not_stored(self, library, rng):
+        b = Builder(8)
+        x = b.quant(rng, b.quant(rng, 0, 8, **SAME), 8, **SAME)
+        program = b.finish(b.quant(rng, (x, b.add("Activation", 0, 8)), 3, (1, 1)))
+        self.run(library, program, image(8, 20, 40))
+        with Engine(library, write(program), 20, 40) as engine:
+            sizes = {layer["name"]: layer["output_bytes"] for layer in engine.description["layers"]}
+        assert sizes["QuantConv2d_0"] == sizes["QuantConv2d_1"] == 0
+
+    def test_signs_and_two_quantisers_of_one_tensor(self, library, rng):
+        b = Builder(5)
+        x = b.quant(rng, 0, 12, bits=(3, 4), **SAME)
+        self.run(library, b.finish(b.quant(rng, x, 4, bits=(4, 2), **SAME), b.quant(rng, x, 4, bits=(4, 6), **SAME),
+                                   b.binary(rng, x, 4, grid=-1, **SAME)), image(5, 12, 33))
+
+    def test_behind_a_binary_layer(self, library, rng):
+        b = Builder(5)
+        x = b.binary(rng, b.fixed(0, 8), 12, **SAME)
+        self.run(library, b.finish(b.quant(rng, x, 4, **SAME), b.quant(rng, b.binary(rng, x, 7, **SAME), 3)),
+                 image(5, 12, 300))
+
+    def test_margins_of_two_readers(self, library, rng):
+        b = Builder(6)
+        left = b.quant(rng, 0, 4, (1, 3), pad_left=2, zero_point=3)
+        right = b.quant(rng, 0, 4, (3, 5), dilation_w=2, pad_right=9, zero_point=3)
+        self.run(library, b.finish(left, right), image(6, 9, 40))
+
+    @pytest.mark.parametrize("bits", [(4, 4), (8, 8), (2, 2)])
+    def test_layers_alone_take_the_kernels_of_their_bounds(self, library, rng, bits):
+        b = Builder(8)
+        program = b.finish(b.quant(rng, 0, 8, bits=bits, **SAME))
+        found = {}
+        for isa in available(library):
+            with library.forced(isa), Engine(library, write(program), 16, 64) as engine:
+                found[isa] = engine.kernels[0]
+        assert found["ref"].startswith("qconv2d_ref_")
+        if "avx2" in found and "dpbusd" not in found["avx2"]:  # pairs of 8-bit products can exceed 16 bits
+            assert ("maddwd" if bits == (8, 8) else "maddubs") in found["avx2"]
+        if "avx512" in found:
+            assert "dpbusd" in found["avx512"]
+
+
+class TestErrors:
+    @staticmethod
+    def program(**attributes):
+        b = Builder(3)
+        return b.finish(b.quant(np.random.default_rng(0), 0, 3, bits=(3, 4), **attributes))
+
+    def refused(self, library, data):
+        with pytest.raises(KernelError) as caught:
+            Engine(library, data, 8, 8)
+        return caught.value
+
+    @pytest.mark.parametrize(("slot", "value", "message"), [
+        ("in_channels", 4, "QuantConv2d_0: 4 to 3 channels in 1 groups do not go with its inputs' 3 and output's 3"),
+        ("groups", 2, "3 to 3 channels in 2 groups"),
+        ("weight_bits", 9, "weight_bits must be in 1..8, got 9"),
+        ("weight_bits", 2, "weight must have 21 bytes, got 33"),
+        ("activation_bits", 0, "activation_bits must be in 1..8, got 0"),
+        ("zero_point", 16, "zero_point must be in 0..15, got 16"),
+        ("kernel_h", 32, "kernel_h must be in 1..31, got 32"),
+    ])
+    def test_integers(self, library, slot, value, message):
+        data = write(self.program())
+        index = [a.name for a in OPERATORS["QuantConv2d"].integers].index(slot)
+        error = self.refused(library, patched(data, (node_place(0, "i", index, data), value)))
+        assert error.status == INVALID and message in str(error)
+
+    @pytest.mark.parametrize(("slot", "value", "message"), [
+        (0, 0, "inverse_step is out of range"), (0, 0x7FC00000, "inverse_step is out of range"),
+        (1, 0x7FC00000, "clamp_min is out of range"), (2, 0xFF800000, "clamp_min exceeds clamp_max"),
+    ])
+    def test_floats(self, library, slot, value, message):
+        data = write(self.program(clamp_min=0.0))
+        error = self.refused(library, patched(data, (node_place(0, "f", slot, data), value)))
+        assert error.status == INVALID and message in str(error)
+
+    def test_one_signed_bit(self, library):
+        b = Builder(3)
+        data = write(b.finish(b.quant(np.random.default_rng(0), 0, 3, bits=(3, 1))))
+        index = [a.name for a in OPERATORS["QuantConv2d"].integers].index("activation_signed")
+        error = self.refused(library, patched(data, (node_place(0, "i", index, data), 1)))
+        assert error.status == INVALID and "signed activations have 2 bits or more" in str(error)
+
+    def test_weights_beyond_the_last(self, library):
+        data = bytearray(write(self.program()))
+        place = node_place(0, "constant", 0, data)
+        offset = int.from_bytes(data[place:place + 4], "little")
+        data[offset + 10] |= 0x80  # 81 bits of 88
+        assert "weight has bits beyond its last channel" in str(self.refused(library, sealed(bytes(data))))
+
+    def test_sums_beyond_32_bits(self, library):
+        b = Builder(4000)
+        data = write(b.finish(b.quant(np.random.default_rng(0), 0, 1, (5, 3), bits=(8, 8))))
+        index = [a.name for a in OPERATORS["QuantConv2d"].integers].index("in_channels")
+        assert index == 1  # 4000 * 15 * 128 * 255 fits; the same with 5 more rows of the kernel does not
+        error = self.refused(library, patched(data, (node_place(0, "i", 3, data), 10)))
+        assert "sums of 120000 products can exceed 32 bits" in str(error)
+
+    def test_too_many_quantisers_of_one_tensor(self, library):
+        rng = np.random.default_rng(0)
+        b = Builder(3)
+        error = self.refused(library, write(b.finish(*(b.quant(rng, 0, 3, inverse_step=1.0 + i) for i in range(5)))))
+        assert error.status == UNSUPPORTED
+        assert "QuantConv2d_4: its input x0 is quantised in more than 4 different ways" in str(error)
+
+    @pytest.mark.parametrize(("change", "message"), [
+        ({"activation_signed": 1, "zero_point": 9}, "zero_point must be among the quantised inputs"),
+        ({"clamp_min": 1.0, "clamp_max": 0.0}, "clamp_min 1.0 exceeds clamp_max 0.0"),
+    ])
+    def test_python_refuses_them_too(self, change, message):
+        with pytest.raises(ProgramError, match=message):
+            self.program(**change)
+
+    def test_python_refuses_groups_of_several_inputs(self):
+        b = Builder(2, 2)
+        with pytest.raises(ProgramError, match="groups is 2, with 2 inputs"):
+            b.finish(b.quant(np.random.default_rng(0), (0, 1), 2, groups=2))

@@ -201,7 +201,7 @@ def test_a_lost_binary_layer_is_an_error(monkeypatch):
         return model
 
     monkeypatch.setattr(module, "_onnx_export", lossy)
-    with pytest.raises(UnsupportedError, match=r"binary layers changed .*conv"):
+    with pytest.raises(UnsupportedError, match=r"compressed layers changed .*conv"):
         capture(Conv(), (8, 8))
 
 

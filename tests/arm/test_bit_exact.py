@@ -13,7 +13,7 @@ from irstd_edge.benchmarks.arm.emulate import CORES, NATIVE, ROOT, compile_progr
 from irstd_edge.program import Program, write
 
 sys.path.insert(0, str(ROOT / "tests/kernels"))  # pytest's importlib mode does not: engine_cases
-from engine_cases import SAME, Builder  # noqa: E402
+from engine_cases import SAME, Builder
 
 SOURCES = ["-I", NATIVE / "include", ROOT / "tests/kernels/open_bconv2d.c"]
 CASES = [150, 7]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import pytest
 from irstd_edge.benchmarks.arm.emulate import CORES, NATIVE, ROOT, compile_program, cross_build, emulate, run
 from irstd_edge.program import Program, write
 
+HERE = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "tests/kernels"))  # pytest's importlib mode does not: engine_cases
-from engine_cases import SAME, Builder
+from engine_cases import SAME, Builder  # noqa: E402
 
-SOURCES = ["-I", NATIVE / "include", ROOT / "tests/kernels/open_bconv2d.c"]
+SOURCES = ["-I", NATIVE / "include", ROOT / "tests/kernels/open_bconv2d.c", HERE / "tanhf.c", "-Wl,--wrap=tanhf"]
 CASES = [150, 7]
 
 

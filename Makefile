@@ -47,9 +47,6 @@ figures: $(VENV)/.ready
 	    --json build/figures/verify.json
 	$(BIN)/irstd-edge benchmark build/figures/bundle --twin build/figures/twin --images samples/frames --preset quick \
 	    --out build/figures
-	$(BIN)/cmake -S runtimes/native -B build/native
-	$(BIN)/cmake --build build/native --target bench_bconv2d
-	build/native/bench_bconv2d --seconds 1
 
 # Engines that cannot be installed or run are told in the result.
 peers: $(VENV)/.ready

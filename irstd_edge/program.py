@@ -38,7 +38,8 @@ MAGIC = b"\x89IRSTD\r\n"
 VERSION = 1
 #: Constants start at multiples of this in the file.
 ALIGNMENT = 64
-MAX_TENSORS = MAX_NODES = 1 << 16
+#: Far beyond any network; what planning costs grows with the square of them.
+MAX_TENSORS = MAX_NODES = 1 << 12
 NODE_INPUTS, NODE_INTEGERS, NODE_FLOATS, NODE_CONSTANTS = 8, 24, 4, 6
 
 #: Record -> its fields as (name, struct format), little endian.
@@ -220,7 +221,8 @@ def _check_binary(a, inputs, output) -> None:
     _check_convolution(a, inputs, output)
     _require((len(inputs) > 1) == (spec.residual != Residual.NONE), f"residual is {spec.residual}, with "
              f"{len(inputs)} inputs")
-    _require(output.fraction_bits == spec.fraction_bits, f"fraction_bits is {spec.fraction_bits}, its output's "
+    # A float32 output holds the values of a fixed-point operator too.
+    _require(output.fraction_bits in (-1, spec.fraction_bits), f"fraction_bits is {spec.fraction_bits}, its output's "
              f"{output.fraction_bits}")
 
 
@@ -422,7 +424,10 @@ def _check_program(program: Program) -> None:
         known.add(node.output)
     _require(len(known) == count, f"no node writes tensor {min(set(range(count)) - known, default=None)}")
     _require(1 <= len(program.outputs) <= count, f"output_count is {len(program.outputs)}, of {count} tensors")
+    twice = [n for i, n in enumerate(program.outputs) if n in program.outputs[:i]]
+    _require(not twice, f"output {twice[0] if twice else 0} is named twice")
     for number in program.outputs:
+        _require(number >= program.inputs, f"output {number} is an input")
         _require(number in known, f"output {number} is not a tensor")
         _require(program.tensors[number].fraction_bits < 0, f"output {number} is int16; an output is float32")
 

@@ -98,7 +98,7 @@ class Environment:
 def inspect_environment() -> Environment:
     """Look at everything; nothing raises, what fails is reported."""
     cpu, features = _cpu()
-    isas, selected = _isas()
+    isas, selected, forced = _isas()
     return Environment(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=cpu,
@@ -106,7 +106,7 @@ def inspect_environment() -> Environment:
         features=features,
         isas=isas,
         selected_isa=selected,
-        checks=(_python(), *map(_package, PACKAGES), *(_library(name, use) for name, use in PURPOSES.items()),
+        checks=(_python(), *map(_package, PACKAGES), *(_library(name, use) for name, use in PURPOSES.items()), *forced,
                 *(_tool(*row) for row in TOOLS), _ffmpeg()),
     )
 
@@ -144,11 +144,17 @@ def _library(name: str, purpose: str) -> Check:
         return Check(file, "native", False, True, detail=f"{purpose}, cannot be loaded: {_first_line(e)}", fix=fix)
 
 
-def _isas() -> tuple[tuple[str, ...], str | None]:
+def _isas() -> tuple[tuple[str, ...], str | None, tuple[Check, ...]]:
+    """Those of this CPU, the one in use, and what is wrong with ``IRSTD_ISA``."""
+    isas: tuple[str, ...] = ()
     try:
-        return tuple(library.available_isas()), library.selected_isa()
-    except (MissingError, UnsupportedError):
-        return (), None
+        isas = tuple(library.available_isas())
+        return isas, library.selected_isa(), ()
+    except MissingError:
+        return isas, None, ()
+    except UnsupportedError as e:
+        fix = f"unset IRSTD_ISA, or set it to one of {', '.join(isas)}"
+        return isas, None, (Check("IRSTD_ISA", "native", False, True, detail=_first_line(e), fix=fix),)
 
 
 def _tool(name: str, group: str, arguments: tuple[str, ...], fix: str) -> Check:

@@ -12,11 +12,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not: kernel_library, kernel_truth
 
-from kernel_build import build
+from kernel_build import build, simde_options
 from kernel_library import Library
 
-ISAS = ["ref", "avx2", "avx512", "avx512-emulated"]
-ENGINE_ISAS = [*ISAS, "neon", "neon-emulated"]
+ISAS = ["ref", "avx2", "avx512", "neon", "avx512-emulated", "neon-emulated"]
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +27,7 @@ def library() -> Library:
 def emulated_library() -> Library:
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("what is emulated runs on x86")
-    if not any((Path(p) / "simde/x86/avx512.h").exists() for p in ("/usr/include", "/usr/local/include")):
-        pytest.skip("SIMDe is not installed (Debian: libsimde-dev), so AVX-512 and NEON cannot be emulated")
-    return Library(build("kernel-tests-simde", "-DIRSTD_SIMDE=ON") / "libirstd.so")
+    return Library(build("kernel-tests-simde", *simde_options()) / "libirstd.so")
 
 
 def core_for(isa: str, request) -> Library:
@@ -42,22 +39,12 @@ def core_for(isa: str, request) -> Library:
     return library
 
 
-def forced_core(request):
+@pytest.fixture(params=ISAS)
+def core(request):
+    """The library with IRSTD_ISA forced, for each instruction set."""
     library = core_for(request.param, request)
     with library.forced(request.param.split("-")[0]):
         yield library
-
-
-@pytest.fixture(params=ISAS)
-def core(request):
-    """The library with IRSTD_ISA forced, for each instruction set of the operator."""
-    yield from forced_core(request)
-
-
-@pytest.fixture(params=ENGINE_ISAS)
-def engine_core(request):
-    """The same for those of the engine."""
-    yield from forced_core(request)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,19 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "runtimes" / "native"
 
 
+def simde_options() -> tuple[str, ...]:
+    """Of a build with emulated AVX-512 and NEON. Skips where SIMDe is not installed."""
+    for folder in ("/usr/include", "/usr/local/include"):
+        if (Path(folder) / "simde/x86/avx512.h").exists():
+            # Through a folder of its own: zig has a C library of its own, and must not see the rest.
+            link = ROOT / "build" / "simde" / "simde"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(Path(folder) / "simde")
+            return "-DIRSTD_SIMDE=ON", f"-DCMAKE_C_FLAGS=-isystem {link.parent}"
+    pytest.skip("SIMDe is not installed (Debian: libsimde-dev), so AVX-512 and NEON cannot be emulated")
+
+
 def build(name: str, *options: str, targets=("irstd",)) -> Path:
     """Configure and build into build/<name>; returns that folder."""
     cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))

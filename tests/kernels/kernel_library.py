@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,15 @@ TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
 RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, TASK, ctypes.c_void_p)
 
 
+class Operator(ctypes.Structure):
+    """irstd_bconv2d"""
+
+    _fields_ = [("attributes", Attributes), ("constants", ctypes.c_void_p * 5),
+                ("constant_bytes", ctypes.c_size_t * 5), ("layout", ctypes.c_int)]
+
+
 class Parallel(ctypes.Structure):
-    _fields_ = [("run", RUN), ("context", ctypes.c_void_p), ("threads", ctypes.c_int)]
+    _fields_ = [("run", RUN), ("context", ctypes.c_void_p)]
 
 
 class KernelError(Exception):
@@ -53,40 +61,16 @@ class Library:
     def __init__(self, path: Path):
         self.path = path
         self.c = c = ctypes.CDLL(str(path))
-        pointer, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+        pointer, i64 = ctypes.c_void_p, ctypes.c_int64
         c.irstd_bconv2d_attributes_init.argtypes = [ctypes.POINTER(Attributes)]
-        c.irstd_bconv2d_create.argtypes = [
-            pointer,
-            pointer,
-            size,
-            pointer,
-            pointer,
-            pointer,
-            pointer,
-            ctypes.c_int,
-            pointer,
-            ctypes.POINTER(Error),
-        ]
-        c.irstd_bconv2d_destroy.argtypes = [pointer]
-        c.irstd_bconv2d_destroy.restype = None
-        c.irstd_bconv2d_output_size.argtypes = [pointer, i64, i64, pointer, pointer, pointer]
-        c.irstd_bconv2d_workspace_bytes.argtypes = [pointer, i64, i64, ctypes.c_int, pointer, pointer]
-        c.irstd_bconv2d_run.argtypes = [
-            pointer,
-            i64,
-            i64,
-            i64,
-            pointer,
-            pointer,
-            i64,
-            pointer,
-            pointer,
-            size,
-            pointer,
-            pointer,
-        ]
-        c.irstd_bconv2d_variant.argtypes = [pointer]
-        c.irstd_bconv2d_variant.restype = ctypes.c_char_p
+        c.irstd_check_bconv2d.argtypes = [pointer]
+        c.irstd_open_bconv2d.argtypes = [pointer, i64, i64, i64, ctypes.c_int, pointer]
+        c.irstd_run.argtypes = [pointer] * 3
+        c.irstd_run_parallel.argtypes = [pointer] * 4
+        c.irstd_output_shape.argtypes = [pointer, ctypes.c_int, pointer]
+        c.irstd_output_shape.restype = None
+        c.irstd_close.argtypes = c.irstd_describe.argtypes = [pointer]
+        c.irstd_last_error.restype = c.irstd_describe.restype = ctypes.c_char_p
         c.irstd_isa.argtypes = [ctypes.POINTER(Error)]
         c.irstd_isa.restype = ctypes.c_char_p
         c.irstd_isa_name.restype = ctypes.c_char_p
@@ -119,105 +103,73 @@ class Library:
             if before is not None:
                 os.environ["IRSTD_ISA"] = before
 
+    def check(self, status: int) -> None:
+        if status != OK:
+            raise KernelError(status, self.c.irstd_last_error().decode())
+
     def bconv2d(self, attributes: dict, *constants, **options) -> BinaryConv2d:
         return BinaryConv2d(self, attributes, *constants, **options)
 
 
 class BinaryConv2d:
-    """One operator. Layout NHWC takes and gives NHWC arrays."""
+    """One operator, checked; a session is opened for each size that comes. Layout NHWC takes and gives NHWC arrays."""
 
-    def __init__(
-        self,
-        library,
-        attributes,
-        weight,
-        threshold,
-        scale,
-        bias,
-        activation_parameters=None,
-        layout=NCHW,
-        weight_words=None,
-    ):
-        self.library = library
-        a = Attributes()
-        library.c.irstd_bconv2d_attributes_init(ctypes.byref(a))
-        for name, value in attributes.items():
-            setattr(a, name, value)
-        self.handle = ctypes.c_void_p()
-        weight = _as(weight, np.int32)
-        constants = [_as(v, np.float32) for v in (threshold, scale, bias, activation_parameters)]
-        words = (0 if weight is None else weight.size) if weight_words is None else weight_words
-        self._call(
-            "irstd_bconv2d_create",
-            ctypes.byref(a),
-            _pointer(weight),
-            words,
-            *map(_pointer, constants),
-            layout,
-            ctypes.byref(self.handle),
-        )
-        self.layout, self.out_channels = layout, a.out_channels
+    def __init__(self, library, attributes, weight, threshold, scale, bias, activation_parameters=None, layout=NCHW):
+        self.library, self.layout = library, layout
+        self.operator = o = Operator(layout=layout)
+        library.c.irstd_bconv2d_attributes_init(ctypes.byref(o.attributes))
+        for key, value in attributes.items():
+            setattr(o.attributes, key, value)
+        given = (threshold, scale, bias, activation_parameters)
+        self.constants = [_as(weight, np.int32), *(_as(v, np.float32) for v in given)]
+        for i, array in enumerate(self.constants):
+            o.constants[i] = _pointer(array)
+            o.constant_bytes[i] = 0 if array is None else array.nbytes
+        library.check(library.c.irstd_check_bconv2d(ctypes.byref(o)))
 
-    def __del__(self):
-        if getattr(self, "handle", None):
-            self.library.c.irstd_bconv2d_destroy(self.handle)
+    def open(self, height, width, residual_channels=0, threads=1) -> Session:
+        return Session(self, height, width, residual_channels, threads)
 
-    def _call(self, name, *arguments):
-        error = Error()
-        status = getattr(self.library.c, name)(*arguments, ctypes.byref(error))
-        if status != OK:
-            raise KernelError(status, error.message.decode())
+    def output_size(self, height, width) -> tuple[int, int]:
+        return self.open(height, width, self.operator.attributes.out_channels * bool(self.operator.attributes.residual)
+                         ).shape[1:]
 
     @property
     def variant(self) -> str:
-        return self.library.c.irstd_bconv2d_variant(self.handle).decode()
-
-    def output_size(self, height, width) -> tuple[int, int]:
-        out = (ctypes.c_int64 * 2)()
-        self._call("irstd_bconv2d_output_size", self.handle, height, width, ctypes.byref(out, 0), ctypes.byref(out, 8))
-        return out[0], out[1]
-
-    def workspace_bytes(self, height, width, threads=1) -> int:
-        size = ctypes.c_size_t()
-        self._call("irstd_bconv2d_workspace_bytes", self.handle, height, width, threads, ctypes.byref(size))
-        return size.value
-
-    def prepare(self, x, residual=None, threads=1, run=None):
-        """Buffers of one call, and the call itself as a function of no argument."""
-        x, residual = _as(x, np.float32), _as(residual, np.float32)
-        channel = 1 if self.layout == NCHW else 3
-        batch = x.shape[0]
-        height, width = (x.shape[2], x.shape[3]) if self.layout == NCHW else (x.shape[1], x.shape[2])
-        oh, ow = self.output_size(height, width)
-        shape = (batch, self.out_channels, oh, ow) if self.layout == NCHW else (batch, oh, ow, self.out_channels)
-        y = np.full(shape, np.float32(np.nan))
-        size = self.workspace_bytes(height, width, threads)
-        workspace = np.full(max(size, 1), 0xA5, np.uint8)
-        parallel = Parallel(run or in_reverse, None, threads)
-        arguments = (
-            self.handle,
-            batch,
-            height,
-            width,
-            _pointer(x),
-            _pointer(residual),
-            residual.shape[channel] if residual is not None else 0,
-            _pointer(y),
-            _pointer(workspace),
-            size,
-            ctypes.byref(parallel) if threads > 1 else None,
-        )
-        keep = (x, residual, workspace, parallel)
-
-        def call():
-            assert keep
-            self._call("irstd_bconv2d_run", *arguments)
-
-        return call, y
+        return self.open(64, 64).kernel
 
     def __call__(self, x, residual=None, threads=1, run=None):
-        call, y = self.prepare(x, residual, threads, run)
-        call()
+        height, width = x.shape[2:] if self.layout == NCHW else x.shape[1:3]
+        channels = 0 if residual is None else residual.shape[1 if self.layout == NCHW else 3]
+        session = self.open(height, width, channels, threads)
+        images = [session(x[n], None if residual is None else residual[n], run) for n in range(len(x))]
+        return np.stack(images)
+
+
+class Session:
+    """An operator for one size."""
+
+    def __init__(self, op: BinaryConv2d, height, width, residual_channels, threads):
+        self.op, self.library, self.threads = op, op.library, threads
+        self.handle = ctypes.c_void_p()
+        self.library.check(self.library.c.irstd_open_bconv2d(
+            ctypes.byref(op.operator), height, width, residual_channels, threads, ctypes.byref(self.handle)))
+        shape = (ctypes.c_int64 * 3)()
+        self.library.c.irstd_output_shape(self.handle, 0, shape)
+        self.shape = tuple(shape)
+        self.kernel = json.loads(self.library.c.irstd_describe(self.handle))["layers"][0]["kernel"]
+
+    def __del__(self):
+        if getattr(self, "handle", None):
+            self.library.c.irstd_close(self.handle)
+
+    def __call__(self, x, residual=None, run=None):
+        images = [_as(image, np.float32) for image in (x, residual) if image is not None]
+        y = np.full(self.shape if self.op.layout == NCHW else (*self.shape[1:], self.shape[0]), np.float32(np.nan))
+        inputs = (ctypes.c_void_p * len(images))(*map(_pointer, images))
+        parallel = Parallel(run or in_reverse, None)
+        self.library.check(self.library.c.irstd_run_parallel(
+            self.handle, inputs, (ctypes.c_void_p * 1)(_pointer(y)), ctypes.byref(parallel)))
         return y
 
 

@@ -11,14 +11,10 @@ from kernel_library import (
     NCHW,
     NHWC,
     OK,
-    OUT_OF_MEMORY,
-    RUN,
     UNSET,
     UNSUPPORTED,
     Attributes,
-    Error,
     KernelError,
-    Parallel,
 )
 
 VALID = {
@@ -35,10 +31,10 @@ def constants(**replaced) -> dict:
     } | replaced  # fmt: skip
 
 
-def create(core, attributes=None, layout=NCHW, weight_words=None, **replaced):
+def create(core, attributes=None, layout=NCHW, **replaced):
     c = constants(**replaced)
     return core.bconv2d(VALID | (attributes or {}), c["weight"], c["threshold"], c["scale"], c["bias"],
-                        c["activation_parameters"], layout=layout, weight_words=weight_words)  # fmt: skip
+                        c["activation_parameters"], layout=layout)  # fmt: skip
 
 
 def rejects(status, *words):
@@ -107,10 +103,10 @@ def test_clamp_order(library):
         create(library, {"activation": 2, "clamp_min": 1.0, "clamp_max": 0.5})
 
 
-@pytest.mark.parametrize("words", [0, 23, 25, 2**40])
+@pytest.mark.parametrize("words", [0, 23, 25])
 def test_weight_size(library, words):
-    with rejects(INVALID, "weight must have 24 words", str(words)):
-        create(library, weight_words=words)
+    with rejects(INVALID, "weight must have 96 bytes", f"got {4 * words}"):
+        create(library, weight=np.zeros(words, np.int32))
 
 
 @pytest.mark.parametrize("index", [0, 7, 23])
@@ -128,8 +124,15 @@ def test_weight_tail_bits(library, index):
 
 @pytest.mark.parametrize("name", ["weight", "threshold", "scale", "bias"])
 def test_missing_constant(library, name):
-    with rejects(INVALID, name, "NULL"):
-        create(library, weight_words=24, **{name: None})
+    with rejects(INVALID, name, "got 0"):
+        create(library, **{name: None})
+
+
+def test_a_constant_without_data(library):
+    op = create(library)
+    op.operator.constants[2] = None
+    assert library.c.irstd_check_bconv2d(ctypes.byref(op.operator)) == INVALID
+    assert b"constant 2 must not be NULL" in library.c.irstd_last_error()
 
 
 def test_activation_parameters(library):
@@ -146,129 +149,67 @@ def test_layout(library, layout):
         create(library, layout=layout)
 
 
-def test_null_attributes_and_result(library):
-    error = Error()
-    handle = ctypes.c_void_p(1)
-    assert library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, ctypes.byref(handle),
-                                          ctypes.byref(error)) == INVALID  # fmt: skip
-    assert b"attributes" in error.message and not handle.value
-    assert (
-        library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, None, ctypes.byref(error)) == INVALID
-    )
-    assert b"op" in error.message
-    library.c.irstd_bconv2d_destroy(None)
+def test_null_arguments(library):
+    op, session = create(library), ctypes.c_void_p(1)
+    opened, nothing = op.open(9, 9), (ctypes.c_void_p * 1)()
+    for call, message in (
+        (lambda: library.c.irstd_check_bconv2d(None), b"op must not"),
+        (lambda: library.c.irstd_open_bconv2d(None, 9, 9, 0, 1, ctypes.byref(session)), b"op must not"),
+        (lambda: library.c.irstd_open_bconv2d(ctypes.byref(op.operator), 9, 9, 0, 1, None), b"session must not"),
+        (lambda: library.c.irstd_run_parallel(None, None, None, None), b"session, inputs and outputs"),
+        (lambda: library.c.irstd_run_parallel(opened.handle, nothing, nothing, None), b"input x must not be NULL"),
+    ):
+        assert call() == INVALID
+        assert message in library.c.irstd_last_error()
+    assert not session.value
     library.c.irstd_bconv2d_attributes_init(None)
-    assert library.c.irstd_bconv2d_variant(None) is None
+    library.c.irstd_close(None)
 
 
-def test_error_may_be_null(library):
-    handle = ctypes.c_void_p()
-    assert (
-        library.c.irstd_bconv2d_create(None, None, 0, None, None, None, None, 0, ctypes.byref(handle), None) == INVALID
-    )
+def test_the_isa_may_be_asked_for_without_an_error(library):
     with library.forced("nothing"):
         assert library.c.irstd_isa(None) is None
 
 
 @pytest.mark.parametrize("height, width, words", [
-    (2, 9, ["height 2", "kernel (3)"]), (9, 1, ["width 1", "kernel (2)"]), (0, 9, ["height", "got 0"]),
-    (9, -1, ["width", "got -1"]), (2**24 + 1, 9, ["height"]), (9, 2**62, ["width"]), (-(2**63), 9, ["height"]),
+    (2, 9, ["2 x 9", "kernel of 3 x 2"]), (9, 1, ["9 x 1", "kernel"]), (0, 9, ["height", "got 0"]),
+    (9, -1, ["width", "got 9 and -1"]), (32769, 9, ["height"]), (9, 2**62, ["width"]), (-(2**63), 9, ["height"]),
 ])  # fmt: skip
 def test_image_size(core, height, width, words):
-    op = create(core)
     with rejects(INVALID, *words):
-        op.output_size(height, width)
-    with rejects(INVALID, *words):
-        op.workspace_bytes(height, width)
+        create(core).open(height, width)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 4097])
+@pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_threads(core, threads):
     with rejects(INVALID, "threads", str(threads)):
-        create(core).workspace_bytes(9, 9, threads)
+        create(core).open(9, 9, threads=threads)
 
 
-def test_null_results(library):
-    op, error, size = create(library), Error(), ctypes.c_int64()
-    assert (
-        library.c.irstd_bconv2d_output_size(op.handle, 9, 9, None, ctypes.byref(size), ctypes.byref(error)) == INVALID
-    )
-    assert b"out_height" in error.message
-    assert library.c.irstd_bconv2d_workspace_bytes(op.handle, 9, 9, 1, None, ctypes.byref(error)) == INVALID
-    assert b"bytes" in error.message
-    assert (
-        library.c.irstd_bconv2d_output_size(None, 9, 9, ctypes.byref(size), ctypes.byref(size), ctypes.byref(error))
-        == INVALID
-    )
-    assert b"op" in error.message
-
-
-class Call:
-    """irstd_bconv2d_run with one argument replaced."""
-
-    def __init__(self, core, attributes=None, **replaced):
-        self.op = create(core, attributes)
-        self.error = Error()
-        self.x, self.y = np.ones((1, 6, 4, 4), np.float32), np.zeros((1, 4, 2, 3), np.float32)
-        self.residual = np.ones((1, 8, 2, 3), np.float32)
-        needed = self.op.workspace_bytes(4, 4)
-        self.workspace = np.zeros(needed + 1, np.uint8)
-        a = {
-            "op": self.op.handle, "batch": 1, "height": 4, "width": 4, "x": self.x.ctypes.data, "residual": None,
-            "channels": 0, "y": self.y.ctypes.data, "workspace": self.workspace.ctypes.data, "bytes": needed,
-            "parallel": None,
-        } | replaced  # fmt: skip
-        self.status = core.c.irstd_bconv2d_run(*a.values(), ctypes.byref(self.error))
-        self.message = self.error.message.decode()
-
-
-@pytest.mark.parametrize(
-    "replaced, words",
-    [
-        ({"op": None}, ["op"]), ({"batch": 0}, ["batch", "got 0"]), ({"batch": -1}, ["batch"]),
-        ({"batch": 2**40}, ["batch"]), ({"height": 2}, ["height"]), ({"width": 0}, ["width"]),
-        ({"x": None}, ["x must"]), ({"y": None}, ["y must"]),
-    ],
-)  # fmt: skip
-def test_run_arguments(core, replaced, words):
-    call = Call(core, **replaced)
-    assert call.status == INVALID
-    for word in words:
-        assert word in call.message
-
-
-def test_run_workspace(core):
-    assert Call(core).status == OK
-    needed = create(core).workspace_bytes(4, 4)
-    assert needed > 0
-    for replaced in ({"bytes": needed - 1}, {"bytes": 0}, {"workspace": None}):
-        call = Call(core, **replaced)
-        assert call.status == INVALID and f"workspace must have {needed} bytes" in call.message
-
-
-def test_run_residual(core):
-    data = np.ones((1, 8, 2, 3), np.float32)
-    call = Call(core, residual=data.ctypes.data, channels=4)
-    assert call.status == INVALID and "residual_input must be absent" in call.message
-    call = Call(core, {"residual": 1})
-    assert call.status == INVALID and "residual_input must be given" in call.message
-    for channels in (0, -4, 3, 6, 2**40):
-        call = Call(core, {"residual": 1}, residual=data.ctypes.data, channels=channels)
-        assert call.status == INVALID and f"residual channels ({channels})" in call.message
+def test_residual_channels(core):
+    with rejects(INVALID, "residual_input must be absent where residual is 0"):
+        create(core).open(4, 4, 4)
+    op = create(core, {"residual": 1})
+    with rejects(INVALID, "residual_input must be given where residual is 1"):
+        op.open(4, 4)
+    for channels in (-4, 2**40):
+        with rejects(INVALID, f"residual_input has {channels} channels"):
+            op.open(4, 4, channels)
+    for channels in (3, 6):
+        with rejects(INVALID, f"residual channels ({channels}) must divide out_channels (4)"):
+            op.open(4, 4, channels)
     for channels in (1, 2, 4, 8):
-        assert Call(core, {"residual": 1}, residual=data.ctypes.data, channels=channels).status == OK
+        assert op.open(4, 4, channels).shape == (4, 2, 3)
 
 
-def test_run_parallel(core):
-    nothing = Parallel(RUN(), None, 2)
-    for parallel in (nothing, Parallel(RUN(lambda *_: None), None, 0), Parallel(RUN(lambda *_: None), None, 4097)):
-        call = Call(core, parallel=ctypes.byref(parallel))
-        assert call.status == INVALID and "parallel" in call.message
-
-
-def test_sizes_beyond_the_address_space(core):
-    call = Call(core, height=2**24, width=2**24, batch=2**24, workspace=None)
-    assert call.status in (INVALID, OUT_OF_MEMORY) and "exceeds the address space" in call.message
+def test_a_run_without_threads(core):
+    """irstd_run does what irstd_run_parallel does."""
+    op, x = create(core, {"activation": 2, "clamp_min": -3.0}), np.random.default_rng(0).normal(size=(6, 7, 70))
+    session, y = op.open(7, 70, threads=3), np.zeros((4, 5, 69), np.float32)
+    x = np.ascontiguousarray(x, np.float32)
+    inputs, outputs = (ctypes.c_void_p * 1)(x.ctypes.data), (ctypes.c_void_p * 1)(y.ctypes.data)
+    assert core.c.irstd_run(session.handle, inputs, outputs) == OK
+    assert np.array_equal(y, session(x))
 
 
 def test_isa_table(library, emulated_library):

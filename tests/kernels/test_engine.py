@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from kernel_library import UNSUPPORTED, KernelError
 from kernel_truth import assert_same_bits
 
-from irstd_edge.program import Program, write
+from irstd_edge.program import Program, Tensor, write
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1500)
@@ -170,6 +171,12 @@ class TestOnce:
         for strip in (1, 2, 3):
             self.run(library, b.finish(x, y), np.full((1, 1, 1), 0.5, np.float32), strip=strip)
 
+    def test_fixed_point_as_floats(self, library, rng):
+        b = Builder(3)
+        y = b.binary(rng, b.fixed(0, 8), 4, **SAME)
+        b.tensors[y] = Tensor("floats", 4)
+        self.run(library, b.finish(y), image(3, 14, 30))
+
     def test_clamped_nan(self, library, rng):
         b = Builder(2)
         y = b.binary(rng, 0, 2, residual=0, kernel=(1, 1), grid=-1, activation=2, activation_first=0, clamp_min=-1.0,
@@ -228,12 +235,12 @@ FORMS = {"int16": ["int16"], "int16 plain": ["int16"], "int16 residual": ["int16
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_kernels_that_are_reached(engine_core, name):
+def test_kernels_that_are_reached(core, name):
     """Not the fallback: so that the tests above hold the fast kernels to the truth."""
     program, images = binary_case(name)
-    isa = engine_core.isa()
-    check(engine_core, [isa], program, images, runs=3)
-    with Engine(engine_core, write(program), *images[0].shape[1:]) as engine:
+    isa = core.isa()
+    check(core, [isa], program, images, runs=3)
+    with Engine(core, write(program), *images[0].shape[1:]) as engine:
         kernels = [k for k in engine.kernels if k.startswith("bconv2d")]
     forms = [k.removesuffix(f"__{isa}").split("_")[-1] for k in kernels]
     assert forms == (["popcount"] * len(kernels) if isa == "ref" else FORMS[name])
@@ -272,13 +279,13 @@ def float_case(name: str):
 
 @pytest.mark.parametrize("name", ["pointwise", "depthwise", "depthwise strided", "winograd", "winograd grouped",
                                   "winograd wide", "direct", "direct strided", "transposed", "transposed grouped"])
-def test_float_forms_that_are_reached(engine_core, name):
+def test_float_forms_that_are_reached(core, name):
     """The result is an output too, so that its copy in the arena is what the form writes."""
     program, images = float_case(name)
     inner = Program(program.tensors, program.nodes, program.inputs, program.outputs[:1])
     for made in (program, inner):
-        check(engine_core, [engine_core.isa()], made, images, [FLOAT_TOLERANCE] * len(made.outputs), runs=2)
-    with Engine(engine_core, write(inner), *images[0].shape[1:]) as engine:
+        check(core, [core.isa()], made, images, [FLOAT_TOLERANCE] * len(made.outputs), runs=2)
+    with Engine(core, write(inner), *images[0].shape[1:]) as engine:
         assert engine.kernels[1].split("_")[1] == name.split()[0]
 
 
@@ -329,7 +336,7 @@ def test_nan_goes_through(library):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_saturation(engine_core, threads):
+def test_saturation(core, threads):
     """Sums, offsets, slopes and residuals at both ends of int16, in the int16 kernels and out of them."""
     rng = np.random.default_rng(3)
     b = Builder(9)
@@ -340,12 +347,12 @@ def test_saturation(engine_core, threads):
         "bias": ends * share, "activation_parameters": np.float32([ends[::-1] / 2, [0.5] * 8, ends])}, **SAME)
         for share in (0.5, 1) for r in (None, b.conv(rng, x, 8, grid=8, steps=1, **SAME))]
     x = image(9, 6, 70, scale=300)
-    check(engine_core, [engine_core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
+    check(core, [core.isa()], b.finish(*outs), [x], runs=2, threads=threads)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 12, 18, 24, 40])
 @pytest.mark.parametrize("shape", ["3x3", "5x5 in rows", "3x3 of strides", "1x4 of ones", "3x3 of groups"])
-def test_channels_that_share_words(engine_core, channels, shape):
+def test_channels_that_share_words(core, channels, shape):
     """Taps of few channels lie side by side in a word, over rows and columns that are outside the image."""
     rng = np.random.default_rng(channels)
     attributes, groups = {"3x3": (SAME, 1), "3x3 of groups": (SAME, 3),
@@ -357,7 +364,7 @@ def test_channels_that_share_words(engine_core, channels, shape):
     x = b.fixed(0, 8)
     values = b.binary(rng, x, 12 * groups, groups=groups, **attributes)
     signs = b.binary(rng, b.binary(rng, x, 4 * groups, groups=groups, **attributes), 2, kernel=(1, 1))
-    check(engine_core, [engine_core.isa()], b.finish(values, signs), [image(channels * groups, 7, 70)], runs=2)
+    check(core, [core.isa()], b.finish(values, signs), [image(channels * groups, 7, 70)], runs=2)
 
 
 def test_five_ways_to_binarise_are_too_many(library):
@@ -367,6 +374,30 @@ def test_five_ways_to_binarise_are_too_many(library):
     with pytest.raises(KernelError, match="BinaryConv2d_4: its input x0 is binarised in more than 4") as e:
         Engine(library, write(program), 8, 8)
     assert e.value.status == UNSUPPORTED
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_planning_a_network_of_thousands_of_nodes_ends(library, wide):
+    """In a chain, and side by side: every second one reads the same tensor."""
+    b = Builder(1)
+    x = b.add("Activation", 0, 1, activation=1)
+    for y in [b.add("Activation", x, 1, activation=1) for _ in range(1000)] if wide else [0] * 2000:
+        x = b.add("Add", (x, y), 1) if wide else b.add("Activation", x, 1, activation=1)
+    begin = time.process_time()
+    with Engine(library, write(b.finish(x)), 1024, 4) as engine:
+        assert time.process_time() - begin < 30  # seconds where it took hours
+        assert engine.description["strip_rows"] >= 2
+
+
+def test_padding_as_wide_as_it_gets(library):
+    """What columns outside the image lack, for thousands of them."""
+    rng = np.random.default_rng(4)
+    b = Builder(64)
+    wide = {"pad_left": 4096, "pad_right": 4096, "pad_top": 1, "pad_bottom": 1, "dilation_w": 500}
+    program = b.finish(b.binary(rng, 0, 64, kernel=(3, 5), grid=-1, **wide))
+    begin = time.process_time()
+    check(library, available(library)[-1:], program, [image(64, 2, 40)])
+    assert time.process_time() - begin < 30
 
 
 # The same bits however it is run -----------------------------------------------------------------------------------

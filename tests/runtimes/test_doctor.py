@@ -57,12 +57,16 @@ def test_a_package_that_is_absent_or_broken(monkeypatch):
     assert not broken.found and "fails to import" in broken.detail
 
 
-def test_an_isa_that_cannot_be_had_does_not_stop_it(libraries, monkeypatch):
+def test_an_isa_that_cannot_be_had_is_exit_5_with_the_way_out(libraries, monkeypatch, tmp_path, capsys):
     def fail():
         raise errors.UnsupportedError("IRSTD_ISA=x: unknown")
 
     monkeypatch.setattr(library, "selected_isa", fail)
-    assert environment.inspect_environment().selected_isa is None
+    assert main(["doctor", "--json", str(tmp_path / "d.json")]) == errors.MISSING
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert not found["ok"] and found["isas"] == ["ref", "avx2"] and found["selected_isa"] is None
+    assert by_name(found)["IRSTD_ISA"]["detail"] == "IRSTD_ISA=x: unknown"
+    assert "unset IRSTD_ISA, or set it to one of ref, avx2" in capsys.readouterr().err
 
 
 def test_a_tool_that_is_absent(monkeypatch):

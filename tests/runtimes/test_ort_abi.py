@@ -39,8 +39,8 @@ _Static_assert(IRSTD_ORT_API_LEVEL <= ORT_API_VERSION, "level");
 def compile_text(compiler: str, text: str, tmp_path: Path, *include: Path) -> None:
     source = tmp_path / "abi.c"
     source.write_text(text)
-    done = subprocess.run([compiler, "-std=gnu11", "-Wall", "-fsyntax-only", *(f"-I{i}" for i in include), source],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run([compiler, "-std=gnu11", "-Wall", "-c", "-o", tmp_path / "abi.o",
+                           *(f"-I{i}" for i in include), source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

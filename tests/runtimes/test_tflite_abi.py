@@ -67,6 +67,6 @@ def test_matches_the_real_header(compiler, tflite_headers, tmp_path):
     lines.append('_Static_assert(sizeof(tfl_status) == sizeof(TfLiteStatus), "tfl_status");')
     source = tmp_path / "abi.c"
     source.write_text("\n".join(lines) + "\n")
-    done = subprocess.run([compiler, "-std=gnu11", "-fsyntax-only", f"-I{tflite_headers}", f"-I{ADAPTER}", source],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run([compiler, "-std=gnu11", "-c", "-o", tmp_path / "abi.o", f"-I{tflite_headers}",
+                           f"-I{ADAPTER}", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

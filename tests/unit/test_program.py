@@ -260,9 +260,13 @@ def one(node, *tensors, inputs=1, outputs=None):
                  Tensor("x", 4), Tensor("y", 6)), "output_pad_w is 1, not below stride_w"),
     (lambda: one(Node("BinaryConv2d", "b", (0, 0), 1, BINARY, BINARY_CONSTANTS), Tensor("x", 4), Tensor("y", 4, 7)),
      "fraction_bits is 8, its output's 7"),
+    (lambda: one(Node("BinaryConv2d", "b", (0, 0), 1, {**BINARY, "fraction_bits": -1}, BINARY_CONSTANTS),
+                 Tensor("x", 4), Tensor("y", 4, 7)), "fraction_bits is -1, its output's 7"),
     (lambda: one(Node("BinaryConv2d", "b", (0,), 1, BINARY, BINARY_CONSTANTS), Tensor("x", 4), Tensor("y", 4, 8)),
      "residual is 1, with 1 inputs"),
     (lambda: Program((Tensor("x", 4),), (), 1, (0,)), "node_count"),
+    (lambda: one(conv(), Tensor("x", 4), Tensor("y", 6), outputs=(1, 1)), "output 1 is named twice"),
+    (lambda: one(conv(), Tensor("x", 4), Tensor("y", 6), outputs=(1, 0)), "output 0 is an input"),
 ])
 def test_a_bad_program_is_named(make, message):
     with pytest.raises(ProgramError, match=message):

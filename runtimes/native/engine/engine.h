@@ -44,7 +44,8 @@ typedef struct {
 typedef struct {
     int type, fraction_bits;
     int channels;
-    int64_t height, width, stride; /* stride: elements of a plane */
+    int64_t height, width;
+    int64_t stride, step; /* elements from a channel to the next, from a pixel to the next (1 but in the caller's NHWC) */
     /* For convolutions that read beyond the image in place: zeros before column 0, and columns from it on that exist. */
     int64_t left, extent;
     irstd_ring ring;
@@ -64,8 +65,8 @@ typedef struct {
 
 /* Scratch of one row of a binary convolution: sums, pointers of the taps, then whichever of the others it needs. */
 typedef struct {
-    int64_t stride;                                             /* elements of a plane of sums */
-    size_t sums, taps, padding, columns, merged, planes, bytes; /* offsets */
+    int64_t stride; /* elements of a plane of sums */
+    size_t sums, taps, padding, columns, merged, rest, values, turned, bytes; /* offsets */
 } irstd_row_layout;
 
 /* What the sums of a block of columns start from: [OC] rows of int16, `step` apart (0: one row suits all channels). */
@@ -83,6 +84,8 @@ typedef struct {
     const uint32_t *words; /* of the file: [OC, KH, KW, words] */
     int words_per_tap;
     const float *threshold, *scale, *bias, *shift_in, *slope, *shift_out;
+    /* What the float32 steps add and bound, rounded where the operator is fixed point: [OC] each. */
+    float *offset, *before, *after, low, high;
     void *packed; /* the kernel's form of the weights */
     int merge; /* taps that share an element of the last plane of a group, whose channels are few; 1: none do */
     int classes; /* sets of kernel rows inside the image; classes differ in their first and last row */
@@ -185,6 +188,7 @@ struct irstd_session {
     int64_t strip;
     char *arena, *arena_memory;
     size_t arena_bytes, arena_lower_bound, scratch_offset, scratch_bytes; /* scratch of one thread */
+    irstd_layout layout; /* of the caller's buffers */
     const float *const *run_inputs;
     float *const *run_outputs;
     uint64_t *profile; /* nanoseconds by node, or NULL */
@@ -213,9 +217,11 @@ const irstd_map *irstd_map_read(const irstd_node *n, int input);
 typedef struct {
     void (*run)(const irstd_node *node, int64_t row, char *scratch);
     size_t (*scratch_bytes)(const irstd_node *node);
-    /* The epilogue of one output channel in the specification's float32 steps: n sums, the residual matched to the
-     * channel (on the output's grid where it has one; may be NULL), and the result. */
-    void (*finish_plane)(const irstd_bconv *c, int oc, const int32_t *acc, const float *residual, int64_t n, float *y);
+    /* The epilogue of one row of a binary convolution in the specification's float32 steps; r and residual may be NULL. */
+    void (*finish)(const irstd_bconv *c, const int16_t *sums, const irstd_tensor *r, const char *residual,
+                   const irstd_tensor *y, char *to, char *scratch);
+    /* The signs of one row of a float32 tensor in elements of bit_channels; bits: column 0 of plane 0. */
+    void (*signs)(const irstd_tensor *x, const float *row, const irstd_map *map, int bit_channels, char *bits);
     const irstd_conv_form *(*conv_form)(const irstd_node *node); /* for a convolution: there is always one */
 } irstd_row_kernels;
 
@@ -243,7 +249,8 @@ struct irstd_kernels {
 extern const irstd_kernels *const irstd_kernel_sets[];
 extern const int irstd_kernel_set_count;
 
-/* The result of a binary convolution by the specification, for the integer sum `acc` and the residual r. */
+/* The result of a binary convolution by the specification, for the integer sum `acc` and the residual r, which is
+ * matched to the channel and on the grid of a fixed-point operator. */
 float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r);
 
 /* Kernel rows first..last - 1 that output row `row` reads; padding of +1 or -1 counts as read. */
@@ -273,8 +280,9 @@ static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, i
 /* The name of an operator of the file, or NULL. */
 const char *irstd_operator_name(int op);
 
-/* load.c: the file, checked, as tensors and nodes. */
+/* load.c: the file, checked, as tensors and nodes; or one operator. */
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error);
+irstd_status irstd_load_bconv2d(struct irstd_session *s, const irstd_bconv2d *op, int64_t residual_channels, irstd_error *error);
 /* fold.c: sums and concatenations that convolutions compute along the way. */
 irstd_status irstd_fold(struct irstd_session *s, irstd_error *error);
 /* prepare.c: constants in the kernels' forms, packed maps. */
@@ -283,7 +291,7 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error);
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error);
 /* run.c */
 size_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n);
-void irstd_run_strips(struct irstd_session *s);
+void irstd_run_strips(struct irstd_session *s, const irstd_parallel *parallel);
 void irstd_run_node(struct irstd_session *s, int node);
 /* session.c. Denormal floats are zero on this thread, until the mode is set back to what flush returned. */
 uint64_t irstd_flush_denormals(void);

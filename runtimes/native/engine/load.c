@@ -7,7 +7,7 @@
 
 #define FAIL(...) return irstd_fail(error, IRSTD_INVALID, __VA_ARGS__)
 
-enum { MAX_SIDE = 1 << 15, MAX_COUNT = 1 << 16 };
+enum { MAX_SIDE = IRSTD_MAX_SIDE };
 
 static uint32_t crc32_of(const uint8_t *data, size_t bytes) {
     /* zlib's polynomial, eight table steps of four bits would be slower than these bytes are read. */
@@ -95,18 +95,24 @@ static irstd_status check_activation(const irstd_node *n, int activation, int sl
     return IRSTD_OK;
 }
 
-static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, irstd_tensor *y, irstd_error *error) {
-    irstd_bconv *c = n->bconv = irstd_own(s, sizeof *c);
-    if (!c) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
-    const int32_t *integers = n->i;
-    const float *reals = n->f;
-    /* The file's slots are the attributes of the operator in the specification's order, integers and floats apart. */
+/* The file's slots are the attributes of the operator in the specification's order, integers and floats apart. */
+static irstd_bconv2d_attributes take_attributes(const int32_t *integers, const float *reals) {
+    irstd_bconv2d_attributes a;
 #define TAKE(type, name, mandatory, default_value, minimum, maximum) \
-    c->a.name = _Generic((type)0, int32_t: *integers, float: *reals); \
+    a.name = _Generic((type)0, int32_t: *integers, float: *reals); \
     _Generic((type)0, int32_t: integers++, float: reals++);
     IRSTD_BINARY_CONV2D_ATTRIBUTES(TAKE)
 #undef TAKE
-    const irstd_bconv2d_attributes *a = &c->a;
+    return a;
+}
+
+static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, const irstd_bconv2d_attributes *a,
+                               irstd_error *error) {
+    irstd_tensor *y = n->output;
+    irstd_bconv *c = n->bconv = irstd_own(s, sizeof *c);
+    if (!c) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    c->a = *a;
+    a = &c->a;
     irstd_error inner;
     if (irstd_bconv2d_check(a, &inner)) FAIL("%s: %.200s", n->name, inner.message);
     irstd_tensor *x = n->inputs[0];
@@ -122,6 +128,8 @@ static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, irstd_ten
     if (!status) status = check_constant(n, 2, "scale", oc, 0, error);
     if (!status) status = check_constant(n, 3, "bias", oc, 0, error);
     int rprelu = a->activation == IRSTD_ACTIVATION_RPRELU;
+    if (!status && rprelu != !!n->constant_bytes[4])
+        FAIL("%s: activation_parameters must be %s where activation is %d", n->name, rprelu ? "given" : "absent", a->activation);
     if (!status) status = check_constant(n, 4, "activation_parameters", rprelu ? 3 * oc : 0, 0, error);
     if (status) return status;
     c->words = n->constants[0];
@@ -140,8 +148,7 @@ static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, irstd_ten
     y->width = irstd_slide(x->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
     n->macs = oc * taps * (uint64_t)c->ic_group * (uint64_t)y->height * (uint64_t)y->width;
     if (y->channels != a->out_channels) FAIL("%s: out_channels is %d, its output has %d", n->name, a->out_channels, y->channels);
-    int fixed = y->type == IRSTD_TENSOR_TYPE_INT16;
-    if (fixed != (a->fraction_bits >= 0) || (fixed && y->fraction_bits != a->fraction_bits))
+    if (y->type == IRSTD_TENSOR_TYPE_INT16 && y->fraction_bits != a->fraction_bits)
         FAIL("%s: fraction_bits %d does not go with its output's %d", n->name, a->fraction_bits, y->fraction_bits);
     if (n->input_count == 2) {
         irstd_tensor *r = n->inputs[1];
@@ -194,7 +201,12 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
     int64_t height = x->height, width = x->width;
     int channels = x->channels, pointwise = 1;
     switch (n->op) {
-    case IRSTD_OP_BINARY_CONV2D: status = load_bconv(s, n, y, error); pointwise = 0; break;
+    case IRSTD_OP_BINARY_CONV2D: {
+        const irstd_bconv2d_attributes a = take_attributes(n->i, n->f);
+        status = load_bconv(s, n, &a, error);
+        pointwise = 0;
+        break;
+    }
     case IRSTD_OP_QUANT_CONV2D: status = irstd_quant_load(s, n, error); pointwise = 0; break;
     case IRSTD_OP_CONV2D:
     case IRSTD_OP_CONV_TRANSPOSE2D: status = load_conv(n, y, error); pointwise = 0; break;
@@ -255,6 +267,61 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
     return IRSTD_OK;
 }
 
+static irstd_status check_size(const struct irstd_session *s, irstd_error *error) {
+    if (s->height < 1 || s->width < 1 || s->height > MAX_SIDE || s->width > MAX_SIDE)
+        FAIL("height and width must be in 1..%d, got %lld and %lld", MAX_SIDE, (long long)s->height, (long long)s->width);
+    return IRSTD_OK;
+}
+
+/* The caller's map number `external`, or its output where that is 0. */
+static irstd_tensor float_map(const char *name, int channels, int external, int64_t height, int64_t width) {
+    return (irstd_tensor){.name = name, .type = IRSTD_TENSOR_TYPE_FLOAT32, .fraction_bits = -1, .channels = channels,
+                          .external = external, .height = height, .width = width};
+}
+
+irstd_status irstd_load_bconv2d(struct irstd_session *s, const irstd_bconv2d *op, int64_t residual_channels,
+                                irstd_error *error) {
+    static const uint32_t last[] = {1, 2}; /* tensors: x, the residual where there is one, the result */
+    const irstd_bconv2d_attributes *a = &op->attributes;
+    const int inputs = residual_channels ? 2 : 1;
+    irstd_status status = irstd_bconv2d_check(a, error);
+    if (!status) status = check_size(s, error);
+    if (status) return status;
+    if ((a->residual != IRSTD_RESIDUAL_NONE) != (inputs == 2))
+        FAIL("residual_input must be %s where residual is %d", a->residual ? "given" : "absent", a->residual);
+    if (inputs == 2 && (residual_channels < 1 || residual_channels > INT32_MAX))
+        FAIL("residual_input has %lld channels", (long long)residual_channels);
+    for (int k = 0; k < IRSTD_BCONV2D_CONSTANTS; k++)
+        if (op->constant_bytes[k] && !op->constants[k]) FAIL("constant %d must not be NULL", k);
+    s->tensors = irstd_own(s, 3 * sizeof *s->tensors);
+    irstd_node *n = s->nodes = irstd_own(s, sizeof *n);
+    if (!s->tensors || !n) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    const int64_t height = irstd_slide(s->height, a->pad_top, a->pad_bottom, a->kernel_h, a->dilation_h, a->stride_h);
+    const int64_t width = irstd_slide(s->width, a->pad_left, a->pad_right, a->kernel_w, a->dilation_w, a->stride_w);
+    if (height < 1 || width < 1)
+        FAIL("input of %lld x %lld plus padding is smaller than the dilated kernel of %d x %d", (long long)s->height,
+             (long long)s->width, a->dilation_h * (a->kernel_h - 1) + 1, a->dilation_w * (a->kernel_w - 1) + 1);
+    s->tensors[0] = float_map("x", a->in_channels, 1, s->height, s->width);
+    if (inputs == 2) s->tensors[1] = float_map("residual_input", (int)residual_channels, 2, height, width);
+    s->tensors[inputs] = float_map("y", a->out_channels, 0, 0, 0);
+    s->outputs = &last[inputs - 1];
+    s->tensor_count = inputs + 1;
+    s->node_count = s->output_count = 1;
+    s->input_count = n->input_count = inputs;
+    s->layout = op->layout;
+    n->op = IRSTD_OP_BINARY_CONV2D;
+    n->name = IRSTD_BINARY_CONV2D;
+    n->output = &s->tensors[inputs];
+    for (int k = 0; k < inputs; k++) n->inputs[k] = &s->tensors[k];
+    memcpy(n->constants, op->constants, sizeof op->constants);
+    memcpy(n->constant_bytes, op->constant_bytes, sizeof op->constant_bytes);
+    status = load_bconv(s, n, a, error);
+    const size_t prefix = sizeof IRSTD_BINARY_CONV2D ": " - 1; /* which layer it is needs no telling */
+    if (status && error && !strncmp(error->message, IRSTD_BINARY_CONV2D ": ", prefix))
+        memmove(error->message, error->message + prefix, sizeof error->message - prefix);
+    return status;
+}
+
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
     irstd_file_header h;
     if (s->data_bytes < sizeof h) FAIL("this is no model.irstd: %zu bytes are too few", s->data_bytes);
@@ -266,7 +333,7 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
         return irstd_fail(error, IRSTD_UNSUPPORTED, "operator version %u, this library knows %d", h.opset, IRSTD_OPSET_VERSION);
     if (h.file_bytes != s->data_bytes) FAIL("the file has %zu bytes, its header says %llu", s->data_bytes, (unsigned long long)h.file_bytes);
     if (crc32_of(s->data + sizeof h, s->data_bytes - sizeof h) != h.crc32) FAIL("the checksum does not match: the file is damaged");
-    if (!h.tensor_count || h.tensor_count > MAX_COUNT || !h.node_count || h.node_count > MAX_COUNT ||
+    if (!h.tensor_count || h.tensor_count > IRSTD_MAX_TENSORS || !h.node_count || h.node_count > IRSTD_MAX_NODES ||
         !h.input_count || h.input_count > h.tensor_count || !h.output_count || h.output_count > h.tensor_count)
         FAIL("impossible counts: %u tensors, %u nodes, %u inputs, %u outputs", h.tensor_count, h.node_count, h.input_count, h.output_count);
     const struct {
@@ -292,8 +359,8 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
     s->nodes = irstd_own(s, sizeof *s->nodes * h.node_count);
     s->outputs = (const uint32_t *)(const void *)(s->data + h.outputs_offset);
     if (!s->tensors || !s->nodes) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
-    if (s->height < 1 || s->width < 1 || s->height > MAX_SIDE || s->width > MAX_SIDE)
-        FAIL("height and width must be in 1..%d, got %lld and %lld", MAX_SIDE, (long long)s->height, (long long)s->width);
+    irstd_status status = check_size(s, error);
+    if (status) return status;
 
     const irstd_tensor_record *records = (const void *)(s->data + h.tensors_offset);
     for (int k = 0; k < s->tensor_count; k++) {
@@ -341,7 +408,7 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
             n->constants[j] = bytes ? s->data + offset : NULL;
             n->constant_bytes[j] = bytes;
         }
-        irstd_status status = load_node(s, n, error);
+        status = load_node(s, n, error);
         if (status) return status;
     }
     for (int k = 0; k < s->output_count; k++)

@@ -9,7 +9,7 @@
 #include "engine.h"
 #include "quant.h"
 
-enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19 };
+enum { MAX_STRIP = 64, DEFAULT_L2 = 1 << 19, MOST_WORK = 1 << 24 };
 
 static int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
@@ -112,8 +112,9 @@ typedef struct {
     int64_t most; /* rows that its ring must hold; map_most: those of its maps' */
     int64_t map_most[MAX_MAPS];
     int first_step, last_step;
-    int writer, last_reader; /* nodes; of values, not of maps */
-    int kept;        /* rows of values are alive between strips */
+    size_t bytes;             /* of rows that are still read */
+    int writer, last_reader;  /* nodes; of values, not of maps */
+    int kept;                 /* rows of values are alive between strips */
 } state;
 
 typedef struct {
@@ -147,17 +148,21 @@ static int64_t alive_rows(const readers *r, const state *states, int tensor, con
     return up_to - first_alive(r, states, tensor, map);
 }
 
-static size_t alive_bytes(const readers *r, const state *states, int writing, int64_t written) {
-    const struct irstd_session *s = r->s;
+/* Bytes of a tensor's rows before up_to that are still read. */
+static size_t alive_bytes(const readers *r, const state *states, int tensor, int64_t up_to) {
+    const irstd_tensor *t = &r->s->tensors[tensor];
     size_t bytes = 0;
-    for (int k = 0; k < s->tensor_count; k++) {
-        const irstd_tensor *t = &s->tensors[k];
-        int64_t up_to = k == writing ? written : states[k].produced;
-        if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, k, NULL, up_to) * value_row_bytes(t);
-        for (int m = 0; m < t->map_count; m++)
-            bytes += (size_t)alive_rows(r, states, k, &t->maps[m], up_to) * map_row_bytes(s, &t->maps[m]);
-    }
+    if (t->stored && !t->external) bytes += (size_t)alive_rows(r, states, tensor, NULL, up_to) * value_row_bytes(t);
+    for (int m = 0; m < t->map_count; m++)
+        bytes += (size_t)alive_rows(r, states, tensor, &t->maps[m], up_to) * map_row_bytes(r->s, &t->maps[m]);
     return bytes;
+}
+
+/* Counts a tensor anew in the sum of all. */
+static void recount(const readers *r, state *states, int tensor, size_t *total) {
+    *total -= states[tensor].bytes;
+    states[tensor].bytes = alive_bytes(r, states, tensor, states[tensor].produced);
+    *total += states[tensor].bytes;
 }
 
 static int add_step(schedule *p, int node, int64_t first, int64_t last) {
@@ -216,13 +221,36 @@ static int32_t *find_needs(const struct irstd_session *s, int64_t strip, int64_t
     return needs;
 }
 
+static int64_t largest_output(const struct irstd_session *s) {
+    int64_t height = 1;
+    for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
+    return height;
+}
+
+static int64_t count_strips(int64_t height, int64_t strip) { return height / strip + (height + strip - 1) / strip; }
+
+/* The smallest strip that can be simulated in a second or so, whatever the network. */
+static int64_t smallest_strip(const readers *r) {
+    const struct irstd_session *s = r->s;
+    const int64_t height = largest_output(s);
+    int64_t work = s->node_count; /* of one strip: each step looks at all who read what it reads */
+    for (int k = 0; k < s->tensor_count; k++) {
+        int64_t count = 0;
+        for (int reader = r->first[k]; reader >= 0; reader = r->next[reader]) count++;
+        work += count * count;
+    }
+    int64_t strip = 1;
+    while (strip < height && count_strips(height, strip) * work > MOST_WORK) strip *= 2;
+    return strip;
+}
+
 /* Simulates a run in strips of `strip` rows of the largest output. */
 static int simulate(const readers *r, int64_t strip, state *states, schedule *p) {
     const struct irstd_session *s = r->s;
     memset(states, 0, (size_t)s->tensor_count * sizeof *states);
     p->count = 0;
     p->lower_bound = 0;
-    int64_t height = 1;
+    const int64_t height = largest_output(s);
     for (int k = 0; k < s->tensor_count; k++) {
         states[k].first_step = -1;
         for (int reader = r->first[k]; reader >= 0; reader = r->next[reader])
@@ -232,8 +260,9 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
         states[k].produced = s->tensors[k].height;
         for (int m = 0; m < MAX_MAPS; m++) states[k].map_most[m] = s->tensors[k].height;
     }
-    for (int k = 0; k < s->output_count; k++) height = irstd_max(height, s->tensors[s->outputs[k]].height);
-    const int strips = (int)(height / strip + (height + strip - 1) / strip);
+    size_t total = 0; /* of all tensors */
+    for (int k = 0; k < s->tensor_count; k++) recount(r, states, k, &total);
+    const int strips = (int)count_strips(height, strip);
     int32_t *needs = find_needs(s, strip, height, strips);
     if (!needs) return 0;
     int ok = 1;
@@ -251,13 +280,15 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
             for (int j = 0; j < n->input_count; j++) states[n->inputs[j] - s->tensors].last_step = p->count - 1;
             out->last_step = p->count - 1;
             /* While a step runs, what it reads and what it writes are alive. */
-            int number = (int)(t - s->tensors);
-            out->most = irstd_max(out->most, alive_rows(r, states, number, NULL, out->needed));
+            const int made = (int)(t - s->tensors);
+            out->most = irstd_max(out->most, alive_rows(r, states, made, NULL, out->needed));
             for (int m = 0; m < t->map_count; m++)
-                out->map_most[m] = irstd_max(out->map_most[m], alive_rows(r, states, number, &t->maps[m], out->needed));
-            size_t bytes = alive_bytes(r, states, number, out->needed);
+                out->map_most[m] = irstd_max(out->map_most[m], alive_rows(r, states, made, &t->maps[m], out->needed));
+            size_t bytes = total - out->bytes + alive_bytes(r, states, made, out->needed);
             p->lower_bound = bytes > p->lower_bound ? bytes : p->lower_bound;
             out->produced = out->needed;
+            recount(r, states, made, &total);
+            for (int j = 0; j < n->input_count; j++) recount(r, states, (int)(n->inputs[j] - s->tensors), &total);
         }
         for (int k = s->input_count; k < s->tensor_count; k++)
             if (s->tensors[k].stored && alive_rows(r, states, k, NULL, states[k].produced)) states[k].kept = 1;
@@ -280,7 +311,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
         t->ring = (irstd_ring){0};
         if (t->external) {
             t->ring.ring = t->height;
-            t->ring.row_bytes = (size_t)t->width * sizeof(float);
+            t->ring.row_bytes = (size_t)(t->width * t->step) * sizeof(float);
         } else if (t->stored) {
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
                                    .first_step = t->extent ? 0 : states[k].first_step,
@@ -347,9 +378,12 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     size_t moved = 0;
     for (int k = 0; k < s->tensor_count; k++) {
         irstd_tensor *t = &s->tensors[k];
-        t->stride = t->external ? t->height * t->width
-                                : irstd_round_up(t->left + irstd_max(t->extent, irstd_round_up(t->width, ROW_STEP)),
-                                                 t->extent ? ROW_ALIGNMENT / 4 : ROW_STEP);
+        const int pixels = t->external && s->layout == IRSTD_NHWC; /* channels side by side */
+        t->step = pixels ? t->channels : 1;
+        t->stride = pixels        ? 1
+                    : t->external ? t->height * t->width
+                                  : irstd_round_up(t->left + irstd_max(t->extent, irstd_round_up(t->width, ROW_STEP)),
+                                                   t->extent ? ROW_ALIGNMENT / 4 : ROW_STEP);
         if (!t->external) moved += 2 * value_row_bytes(t) * (size_t)t->height;
     }
     for (int k = 0; k < s->node_count; k++) {
@@ -367,7 +401,9 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     int64_t best_strip = 0;
     readers r = {0};
     int ok = states && find_readers(s, &r);
-    for (int64_t strip = 1; ok && strip <= MAX_STRIP; strip *= 2) {
+    if (s->node_count == 1) best_strip = s->nodes[0].output->height; /* no ring would hold less */
+    const int64_t smallest = ok ? smallest_strip(&r) : 0;
+    for (int64_t strip = smallest; ok && s->node_count > 1 && strip <= irstd_max(smallest, MAX_STRIP); strip *= 2) {
         ok = simulate(&r, strip, states, &best) && place(s, states, &best);
         double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
         if (ok && c < best_cost) {

@@ -1,6 +1,7 @@
 /* Which signs are wanted of which tensor, and the constants of convolutions in their kernels' forms. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine.h"
@@ -107,11 +108,6 @@ static irstd_status request_map(struct irstd_session *s, const irstd_node *n, ir
     return IRSTD_OK;
 }
 
-static int bit_of(const irstd_bconv *c, int oc, int kh, int kw, int ch) {
-    size_t tap = ((size_t)oc * (size_t)c->a.kernel_h + (size_t)kh) * (size_t)c->a.kernel_w + (size_t)kw;
-    return c->words[tap * (size_t)c->words_per_tap + (size_t)ch / 32] >> ch % 32 & 1;
-}
-
 void irstd_valid_rows(const irstd_node *n, int64_t row, int rows[2]) {
     const irstd_bconv2d_attributes *a = &n->bconv->a;
     int64_t top = row * a->stride_h - a->pad_top, height = n->inputs[0]->height;
@@ -144,11 +140,20 @@ void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char
     }
 }
 
-/* The sum of the weights of one tap. */
-static int tap_sum(const irstd_bconv *c, int oc, int kh, int kw) {
-    int sum = 0;
-    for (int ch = 0; ch < c->ic_group; ch++) sum += bit_of(c, oc, kh, kw, ch) ? 1 : -1;
-    return c->negated && c->negated[oc] ? -sum : sum;
+/* The sums of the weights of each kernel column over some kernel rows: [OC][KW]. */
+static void sum_columns(const irstd_bconv *c, const int rows[2], int32_t *sums) {
+    const int kh_count = c->a.kernel_h, kw_count = c->a.kernel_w;
+    for (int oc = 0; oc < c->a.out_channels; oc++)
+        for (int kw = 0; kw < kw_count; kw++) {
+            int32_t ones = 0;
+            for (int kh = rows[0]; kh < rows[1]; kh++) {
+                const uint32_t *words = c->words + ((size_t)(oc * kh_count + kh) * (size_t)kw_count + (size_t)kw) *
+                                                       (size_t)c->words_per_tap;
+                for (int w = 0; w < c->words_per_tap; w++) ones += __builtin_popcount(words[w]);
+            }
+            const int32_t sum = 2 * ones - (rows[1] - rows[0]) * c->ic_group;
+            sums[oc * kw_count + kw] = c->negated && c->negated[oc] ? -sum : sum;
+        }
 }
 
 /* The sets of kernel rows inside the image. */
@@ -166,50 +171,77 @@ static irstd_status find_classes(struct irstd_session *s, const irstd_node *n, i
     return IRSTD_OK;
 }
 
+/* The kernel columns outside the image, as bits, for a block of columns of the output. */
+static void find_outside(const irstd_node *n, int64_t first, int block, uint32_t *outside) {
+    const irstd_bconv2d_attributes *a = &n->bconv->a;
+    for (int j = 0; j < block; j++) {
+        int64_t column = (first + j) * a->stride_w - a->pad_left;
+        outside[j] = 0;
+        for (int kw = 0; kw < a->kernel_w; kw++, column += a->dilation_w)
+            outside[j] |= (uint32_t)(column < 0 || column >= n->inputs[0]->width) << kw;
+    }
+}
+
+/* The starts of a class of rows; `inside`, `whole`: the sums of weights over its rows and over all. */
+static irstd_status find_class_starts(struct irstd_session *s, const irstd_node *n, int row_class, const int32_t *inside,
+                                      const int32_t *whole, irstd_error *error) {
+    irstd_bconv *c = n->bconv;
+    const int *rows = c->class_rows[row_class], block = s->kernels->block, kw_count = c->a.kernel_w;
+    const int summed = c->merge > 1 ? c->a.kernel_h : rows[1] - rows[0], rows_outside = summed > rows[1] - rows[0];
+    const int16_t all = (int16_t)(-summed * kw_count * c->ic_group / c->unit);
+    const size_t channels = (size_t)irstd_round_up(c->a.out_channels, 16) + 8; /* the last tile reaches behind them */
+    static const uint32_t nothing[ROW_STEP];
+    uint32_t outside[ROW_STEP], previous[ROW_STEP];
+    int16_t *plain = own_aligned(s, (size_t)block * sizeof *plain);
+    if (!plain) return out_of_memory(error);
+    for (int j = 0; j < block; j++) plain[j] = all;
+    irstd_start *start = c->starts + row_class * c->blocks;
+    for (int64_t b = 0; b < c->blocks; b++, start++) {
+        *start = (irstd_start){plain, 0};
+        if (c->a.pad_value) continue;
+        find_outside(n, b * block, block, outside);
+        const size_t bytes = (size_t)block * sizeof *outside;
+        if (!rows_outside && !memcmp(outside, nothing, bytes)) continue;
+        if (b && start[-1].step && !memcmp(outside, previous, bytes)) { /* in the middle, and far outside */
+            *start = start[-1];
+            continue;
+        }
+        memcpy(previous, outside, bytes);
+        int16_t *values = own_aligned(s, channels * (size_t)block * sizeof *values);
+        if (!values) return out_of_memory(error);
+        *start = (irstd_start){values, block};
+        for (int oc = 0; oc < c->a.out_channels; oc++, values += block, inside += kw_count, whole += kw_count) {
+            int32_t beyond = 0; /* of the rows outside */
+            for (int kw = 0; rows_outside && kw < kw_count; kw++) beyond += whole[kw] - inside[kw];
+            for (int j = 0; j < block; j++) {
+                int32_t lack = beyond;
+                for (uint32_t left = outside[j]; left; left &= left - 1) lack += inside[__builtin_ctz(left)];
+                values[j] = j && outside[j] == outside[j - 1] ? values[j - 1] : (int16_t)(all + lack / c->unit);
+            }
+        }
+        inside -= c->a.out_channels * kw_count;
+        whole -= c->a.out_channels * kw_count;
+    }
+    return IRSTD_OK;
+}
+
 /* What a row of sums starts from. Padding of exact zeros is counted as -1, and its weights are given back here: columns
  * outside the image, and rows outside it where words of merged taps reach over them (others are left out). */
 static irstd_status find_starts(struct irstd_session *s, const irstd_node *n, irstd_error *error) {
     irstd_bconv *c = n->bconv;
-    const irstd_bconv2d_attributes *a = &c->a;
-    const int block = s->kernels->block, kh_count = a->kernel_h, kw_count = a->kernel_w, taps = kh_count * kw_count;
-    const int64_t width = n->output->width, behind = n->inputs[0]->width;
-    const size_t channels = (size_t)irstd_round_up(a->out_channels, 16) + 8; /* the last tile reaches behind them */
-    c->blocks = (width + block - 1) / block;
+    const int block = s->kernels->block, all[2] = {0, c->a.kernel_h};
+    c->blocks = (n->output->width + block - 1) / block;
     c->starts = irstd_own(s, (size_t)(c->classes * c->blocks) * sizeof *c->starts);
-    int32_t *weights = irstd_own(s, (size_t)(a->out_channels * taps) * sizeof *weights);
-    if (!c->starts || !weights) return out_of_memory(error);
-    for (int oc = 0; oc < a->out_channels; oc++)
-        for (int t = 0; t < taps; t++) weights[oc * taps + t] = tap_sum(c, oc, t / kw_count, t % kw_count);
-    for (int k = 0; k < c->classes; k++) {
-        const int *rows = c->class_rows[k], summed = c->merge > 1 ? kh_count : rows[1] - rows[0];
-        const int rows_outside = summed > rows[1] - rows[0];
-        const int16_t all = (int16_t)(-summed * kw_count * c->ic_group / c->unit);
-        int16_t *plain = own_aligned(s, (size_t)block * sizeof *plain);
-        if (!plain) return out_of_memory(error);
-        for (int j = 0; j < block; j++) plain[j] = all;
-        for (int64_t b = 0; b < c->blocks; b++) {
-            irstd_start *start = &c->starts[k * c->blocks + b];
-            *start = (irstd_start){plain, 0};
-            const int64_t reach = (int64_t)a->dilation_w * (kw_count - 1);
-            const int64_t first = b * block * a->stride_w - a->pad_left;
-            const int64_t last = (irstd_min((b + 1) * block, width) - 1) * a->stride_w - a->pad_left + reach;
-            if (a->pad_value || (first >= 0 && last < behind && !rows_outside)) continue;
-            int16_t *values = own_aligned(s, channels * (size_t)block * sizeof *values);
-            if (!values) return out_of_memory(error);
-            *start = (irstd_start){values, block};
-            for (int oc = 0; oc < a->out_channels; oc++)
-                for (int j = 0; j < block; j++) {
-                    int lack = 0;
-                    for (int t = 0; t < taps; t++) {
-                        const int64_t column = first + (int64_t)j * a->stride_w + a->dilation_w * (int64_t)(t % kw_count);
-                        const int inside = t / kw_count >= rows[0] && t / kw_count < rows[1];
-                        if (inside ? column < 0 || column >= behind : rows_outside) lack += weights[oc * taps + t];
-                    }
-                    values[oc * block + j] = (int16_t)(all + lack / c->unit);
-                }
-        }
+    const size_t count = (size_t)c->a.out_channels * (size_t)c->a.kernel_w;
+    int32_t *inside = malloc(2 * count * sizeof *inside), *whole = inside + count;
+    irstd_status status = c->starts && inside ? IRSTD_OK : out_of_memory(error);
+    if (!status) sum_columns(c, all, whole);
+    for (int k = 0; k < c->classes && !status; k++) {
+        sum_columns(c, c->class_rows[k], inside);
+        status = find_class_starts(s, n, k, inside, whole, error);
     }
-    return IRSTD_OK;
+    free(inside);
+    return status;
 }
 
 /* Where only the signs of the result are wanted, one threshold on the sum decides: any epilogue without a residual
@@ -305,6 +337,28 @@ static irstd_status fold_fixed(struct irstd_session *s, const irstd_node *n, int
     return IRSTD_OK;
 }
 
+/* What the float32 steps add, and their bounds. */
+static irstd_status round_constants(struct irstd_session *s, irstd_bconv *c, irstd_error *error) {
+    const int count = c->a.out_channels, fixed = c->a.fraction_bits >= 0;
+    const float step = fixed ? (float)(1 << c->a.fraction_bits) : 1;
+    float *memory = irstd_own(s, 3 * (size_t)count * sizeof *memory);
+    if (!memory) return out_of_memory(error);
+    const float *const from[3] = {c->bias, c->shift_in, c->shift_out};
+    float **const to[3] = {&c->offset, &c->before, &c->after};
+    for (int k = 0; k < 3; k++) {
+        *to[k] = memory + k * count;
+        for (int oc = 0; from[k] && oc < count; oc++) (*to[k])[oc] = fixed ? rounded(from[k][oc] * step) : from[k][oc];
+    }
+    const int clamped = c->a.activation == IRSTD_ACTIVATION_CLAMP;
+    c->low = clamped ? c->a.clamp_min : -INFINITY;
+    c->high = clamped ? c->a.clamp_max : INFINITY;
+    if (fixed) {
+        c->low = saturated(rounded(c->low * step));
+        c->high = saturated(rounded(c->high * step));
+    }
+    return IRSTD_OK;
+}
+
 static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_error *error) {
     irstd_bconv *c = n->bconv;
     const irstd_kernels *k = s->kernels;
@@ -314,10 +368,11 @@ static irstd_status prepare_bconv(struct irstd_session *s, irstd_node *n, irstd_
     c->wide = most > INT16_MAX || !k->sums;
     const int tail = c->ic_group % k->bit_channels;
     c->merge = k->block && tail ? (int)irstd_min(k->bit_channels / tail, taps) : 1;
-    irstd_status status = fold_signs(s, n, most, error);
+    irstd_status status = round_constants(s, c, error);
+    if (!status) status = fold_signs(s, n, most, error);
     if (!status) status = fold_fixed(s, n, most, error);
     if (!status) status = find_classes(s, n, error);
-    if (!status && k->block) status = find_starts(s, n, error);
+    if (!status && k->block && !c->wide) status = find_starts(s, n, error);
     if (status || c->wide) {
         snprintf(n->kernel, sizeof n->kernel, "bconv2d_popcount__ref");
         return status;

@@ -24,8 +24,11 @@ static irstd_row_layout layout_of(const struct irstd_session *s, const irstd_nod
     l.padding = l.taps + up(taps * (size_t)(1 + c->source->group_planes) * sizeof(char *));
     l.columns = l.padding + (a->pad_value ? up(map_row) : 0);
     l.merged = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
-    l.planes = l.merged + (c->merge > 1 ? up((irstd_merged_words(c) + 1) * (stride + ROW_STEP) * element) : 0);
-    l.bytes = l.planes + 4 * stride * sizeof(float); /* int32 sums, residual, another, result */
+    l.rest = l.merged + (c->merge > 1 ? up((irstd_merged_words(c) + 1) * (stride + ROW_STEP) * element) : 0);
+    const size_t lanes = (size_t)irstd_max(l.stride, irstd_round_up(a->out_channels, ROW_STEP));
+    l.values = l.rest + lanes * sizeof(float); /* the residual's, then results or sums */
+    l.turned = l.values + lanes * sizeof(float);
+    l.bytes = l.turned + (s->layout == IRSTD_NHWC ? up((size_t)irstd_round_up(a->out_channels, 16) * stride * sizeof(int16_t)) : 0);
     return l;
 }
 
@@ -95,43 +98,39 @@ static void reference_sums(const struct irstd_session *s, const irstd_node *n, c
     }
 }
 
-/* One plane of the residual, matched to output channel oc; on the output's grid where it has one. */
-static void read_residual(const irstd_node *n, int64_t row, int oc, float *to, float *other) {
-    const irstd_tensor *r = n->inputs[1], *y = n->output;
-    const irstd_bconv2d_attributes *a = &n->bconv->a;
-    const int count = r->channels > y->channels ? r->channels / y->channels : 1;
-    const float step = a->fraction_bits < 0 ? 1 : (float)(1 << a->fraction_bits);
-    const char *from = irstd_tensor_row(r, row);
-    for (int k = 0; k < count; k++) {
-        int channel = r->channels > y->channels ? oc + k * y->channels : oc % r->channels;
-        float *target = k ? other : to;
-        for (int64_t j = 0; j < y->width; j++) {
-            float v = r->type == IRSTD_TENSOR_TYPE_INT16
-                          ? (float)((const int16_t *)(const void *)from)[channel * r->stride + j] / (float)(1 << r->fraction_bits)
-                          : ((const float *)(const void *)from)[channel * r->stride + j];
-            if (a->fraction_bits >= 0) {
-                v = floorf(v * step + 0.5f);
-                v = v > -32768.0f ? (v < 32767.0f ? v : 32767.0f) : -32768.0f;
-            }
-            target[j] = v;
-        }
-        for (int64_t j = 0; k && j < y->width; j++) to[j] += other[j];
-    }
-    for (int64_t j = 0; count > 1 && j < y->width; j++) {
-        to[j] /= (float)count;
-        if (a->fraction_bits >= 0) to[j] = floorf(to[j] + 0.5f);
-    }
+/* A value of a row. */
+static float value_of(const irstd_tensor *t, const char *row, int channel, int64_t column) {
+    const int64_t at = channel * t->stride + column * t->step;
+    if (t->type == IRSTD_TENSOR_TYPE_FLOAT32) return ((const float *)(const void *)row)[at];
+    return (float)((const int16_t *)(const void *)row)[at] / (float)(1 << t->fraction_bits);
 }
 
-static void store_plane(const irstd_tensor *y, int64_t row, int channel, const float *from) {
-    char *to = irstd_tensor_row(y, row);
-    if (y->type == IRSTD_TENSOR_TYPE_FLOAT32) {
-        memcpy((float *)(void *)to + channel * y->stride, from, (size_t)y->width * sizeof *from);
-        return;
+/* The residual of output channel oc, on the output's grid where it has one: its channels repeated or averaged. */
+static float residual_of(const irstd_node *n, const char *row, int oc, int64_t column) {
+    const irstd_tensor *r = n->inputs[1];
+    const irstd_bconv2d_attributes *a = &n->bconv->a;
+    const int count = r->channels > a->out_channels ? r->channels / a->out_channels : 1;
+    const float step = a->fraction_bits < 0 ? 1 : (float)(1 << a->fraction_bits);
+    float sum = 0;
+    for (int k = 0; k < count; k++) {
+        float v = value_of(r, row, oc % r->channels + k * a->out_channels, column);
+        if (a->fraction_bits >= 0) {
+            v = floorf(v * step + 0.5f);
+            v = v > -32768.0f ? (v < 32767.0f ? v : 32767.0f) : -32768.0f;
+        }
+        sum = k ? sum + v : v;
     }
-    int16_t *q = (int16_t *)(void *)to + channel * y->stride;
-    const float step = (float)(1 << y->fraction_bits);
-    for (int64_t j = 0; j < y->width; j++) q[j] = (int16_t)(int32_t)(from[j] * step);
+    if (count == 1) return sum;
+    sum /= (float)count;
+    return a->fraction_bits >= 0 ? floorf(sum + 0.5f) : sum;
+}
+
+static void store_value(const irstd_tensor *y, char *row, int channel, int64_t column, float value) {
+    const int64_t at = channel * y->stride + column * y->step;
+    if (y->type == IRSTD_TENSOR_TYPE_FLOAT32)
+        ((float *)(void *)row)[at] = value;
+    else
+        ((int16_t *)(void *)row)[at] = (int16_t)(int32_t)(value * (float)(1 << y->fraction_bits));
 }
 
 /* The signs of a row, bit by bit. */
@@ -140,7 +139,6 @@ static void reference_signs(const struct irstd_session *s, const irstd_tensor *x
     const irstd_kernels *k = s->kernels;
     const char *from = irstd_tensor_row(x, row);
     const int64_t plane_bytes = map->stride * k->bit_bytes;
-    const float step = x->type == IRSTD_TENSOR_TYPE_INT16 ? 1.0f / (float)(1 << x->fraction_bits) : 1;
     for (int p = 0; p < map->planes; p++)
         memset(bits + p * plane_bytes, 0, (size_t)(x->width * k->bit_bytes));
     for (int ch = 0; ch < x->channels; ch++) {
@@ -149,10 +147,7 @@ static void reference_signs(const struct irstd_session *s, const irstd_tensor *x
         int bit = within % k->bit_channels;
         float threshold = map->threshold[ch];
         for (int64_t j = 0; j < x->width; j++) {
-            float v = x->type == IRSTD_TENSOR_TYPE_INT16
-                          ? (float)((const int16_t *)(const void *)from)[ch * x->stride + j] * step
-                          : ((const float *)(const void *)from)[ch * x->stride + j];
-            int one = v >= threshold;
+            int one = value_of(x, from, ch, j) >= threshold;
             if (k->bit_bytes == 1)
                 ((uint8_t *)plane)[j] |= (uint8_t)(one << bit);
             else
@@ -182,6 +177,8 @@ static void write_signs(const struct irstd_session *s, const irstd_tensor *t, in
         if (t->type == IRSTD_TENSOR_TYPE_INT16 && map->fixed_threshold && s->kernels->signs) {
             s->kernels->signs(map, irstd_tensor_row(t, row), t->stride, t->width, bits);
             repair_padding(s, map, row, t->width);
+        } else if (t->type == IRSTD_TENSOR_TYPE_FLOAT32 && s->kernels->sums) {
+            s->kernels->rows->signs(t, irstd_tensor_row(t, row), map, s->kernels->bit_channels, bits);
         } else {
             reference_signs(s, t, map, row, bits);
         }
@@ -213,16 +210,15 @@ static void bconv_row(const struct irstd_session *s, const irstd_node *n, int64_
         }
         k->sums(c, &r);
     }
-    float *plane = (float *)(void *)(scratch + l.planes), *residual = plane + l.stride, *other = residual + l.stride;
-    int32_t *acc = (int32_t *)(void *)(other + l.stride);
-    for (int oc = 0; oc < y->channels; oc++) {
-        if (c->wide)
-            reference_sums(s, n, taps, plane_bytes, row, oc, acc);
-        else
-            for (int64_t j = 0; j < y->width; j++) acc[j] = c->unit * sums[oc * l.stride + j];
-        if (c->a.residual) read_residual(n, row, oc, residual, other);
-        k->rows->finish_plane(c, oc, acc, c->a.residual ? residual : NULL, y->width, plane);
-        store_plane(y, row, oc, plane);
+    const irstd_tensor *r = c->a.residual ? n->inputs[1] : NULL;
+    const char *residual = r ? irstd_tensor_row(r, row) : NULL;
+    char *to = irstd_tensor_row(y, row);
+    int32_t *acc = (int32_t *)(void *)(scratch + l.values);
+    if (!c->wide) k->rows->finish(c, sums, r, residual, y, to, scratch);
+    for (int oc = 0; c->wide && oc < y->channels; oc++) {
+        reference_sums(s, n, taps, plane_bytes, row, oc, acc);
+        for (int64_t j = 0; j < y->width; j++)
+            store_value(y, to, oc, j, irstd_bconv_value(c, oc, acc[j], r ? residual_of(n, residual, oc, j) : 0));
     }
     write_signs(s, y, row);
 }
@@ -259,8 +255,8 @@ static void clear_margin(const irstd_tensor *t, int64_t row) {
         memset(plane, 0, (size_t)(irstd_round_up(t->width, ROW_STEP) - t->width) * sizeof *plane);
 }
 
-static void run_rows(struct irstd_session *s, const irstd_step *step, int64_t first, int64_t last, char *scratch) {
-    const irstd_node *n = &s->nodes[step->node];
+/* Rows first..last-1 of a node's output. */
+static void run_rows(struct irstd_session *s, const irstd_node *n, int64_t first, int64_t last, char *scratch) {
     const int64_t unit = irstd_rows_at_once(n);
     for (int64_t row = first; row < last; row += unit) {
         if (n->bconv) {
@@ -280,40 +276,82 @@ static void run_rows(struct irstd_session *s, const irstd_step *step, int64_t fi
     }
 }
 
+static char *scratch_of(const struct irstd_session *s, int index) {
+    return s->arena + s->scratch_offset + (size_t)index * s->scratch_bytes;
+}
+
+/* Share `index` of the rows of a step. */
+static void run_share(struct irstd_session *s, const irstd_step *step, int index) {
+    const irstd_node *n = &s->nodes[step->node];
+    const int64_t unit = irstd_rows_at_once(n), units = (step->last - step->first + unit - 1) / unit;
+    const int64_t first = step->first + units * index / s->threads * unit;
+    const int64_t last = step->first + units * (index + 1) / s->threads * unit;
+    run_rows(s, n, first, irstd_min(last, step->last), scratch_of(s, index));
+}
+
+/* The signs of the inputs themselves, where they are binarised; whether there were any. */
+static int sign_share(struct irstd_session *s, int index) {
+    int any = 0;
+    for (int k = 0; k < s->input_count; k++) {
+        const irstd_tensor *t = &s->tensors[k];
+        if (!t->map_count) continue;
+        any = 1;
+        for (int64_t row = t->height * index / s->threads; row < t->height * (index + 1) / s->threads; row++)
+            write_signs(s, t, row);
+    }
+    return any;
+}
+
 static uint64_t nanoseconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* A whole run in the session's own threads. */
 static void run_thread(void *argument, int index) {
     struct irstd_session *s = argument;
-    char *scratch = s->arena + s->scratch_offset + (size_t)index * s->scratch_bytes;
     const uint64_t mode = irstd_flush_denormals();
+    if (sign_share(s, index) && s->threads > 1) wait_for_all(s);
     for (int k = 0; k < s->step_count; k++) {
-        const irstd_step *step = &s->steps[k];
-        const int64_t unit = irstd_rows_at_once(&s->nodes[step->node]), units = (step->last - step->first + unit - 1) / unit;
-        const int64_t first = step->first + units * index / s->threads * unit;
-        const int64_t last = step->first + units * (index + 1) / s->threads * unit;
         uint64_t begin = s->profile && !index ? nanoseconds() : 0;
-        run_rows(s, step, first, irstd_min(last, step->last), scratch);
+        run_share(s, &s->steps[k], index);
         if (s->threads > 1) wait_for_all(s);
-        if (begin) s->profile[step->node] += nanoseconds() - begin;
+        if (begin) s->profile[s->steps[k].node] += nanoseconds() - begin;
     }
     irstd_set_float_mode(mode);
 }
 
-void irstd_run_node(struct irstd_session *s, int node) {
-    const irstd_step step = {node, 0, (int32_t)s->nodes[node].output->height};
-    run_rows(s, &step, 0, step.last, s->arena + s->scratch_offset);
+/* One of its stages in the caller's threads. */
+typedef struct {
+    struct irstd_session *s;
+    const irstd_step *step; /* NULL: the signs of the inputs */
+} stage;
+
+static void run_stage(void *argument, int index) {
+    const stage *at = argument;
+    const uint64_t mode = irstd_flush_denormals();
+    if (at->step)
+        run_share(at->s, at->step, index);
+    else
+        sign_share(at->s, index);
+    irstd_set_float_mode(mode);
 }
 
-void irstd_run_strips(struct irstd_session *s) {
-    for (int k = 0; k < s->input_count; k++) /* the signs of the input itself, where it is binarised */
-        for (int64_t row = 0; s->tensors[k].map_count && row < s->tensors[k].height; row++)
-            write_signs(s, &s->tensors[k], row);
-    if (s->threads > 1)
+void irstd_run_node(struct irstd_session *s, int node) {
+    run_rows(s, &s->nodes[node], 0, s->nodes[node].output->height, scratch_of(s, 0));
+}
+
+void irstd_run_strips(struct irstd_session *s, const irstd_parallel *parallel) {
+    if (s->pool || s->threads == 1) {
         irstd_pool_run(s->pool, s->threads, run_thread, s);
-    else
-        run_thread(s, 0);
+        return;
+    }
+    stage now = {s, NULL};
+    for (int k = -1; k < s->step_count; k++, now.step = &s->steps[k]) {
+        if (parallel)
+            parallel->run(parallel->context, s->threads, run_stage, &now);
+        else
+            for (int index = 0; index < s->threads; index++) run_stage(&now, index);
+    }
 }

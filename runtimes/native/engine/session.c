@@ -66,22 +66,34 @@ static const irstd_kernels *find_kernels(const char *isa) {
     return NULL;
 }
 
-static irstd_status start(struct irstd_session *s, int64_t height, int64_t width, int threads, irstd_error *error) {
-    if (threads < 1 || threads > MAX_THREADS)
-        return irstd_fail(error, IRSTD_INVALID, "threads must be in 1..%d, got %d", MAX_THREADS, threads);
+/* What is to be opened: an operator, or (NULL) the session's data. */
+typedef struct {
+    const irstd_bconv2d *op;
+    int64_t residual_channels;
+} source;
+
+/* Kernels and layers; nothing is prepared yet. */
+static irstd_status load(struct irstd_session *s, source from, int64_t height, int64_t width, irstd_error *error) {
     const char *isa = irstd_isa(error);
     if (!isa) return IRSTD_UNSUPPORTED;
     s->kernels = find_kernels(isa);
     if (!s->kernels) return irstd_fail(error, IRSTD_UNSUPPORTED, "the engine has no kernels for %s", isa);
     s->height = height;
     s->width = width;
-    irstd_status status = irstd_load(s, error);
+    return from.op ? irstd_load_bconv2d(s, from.op, from.residual_channels, error) : irstd_load(s, error);
+}
+
+static irstd_status start(struct irstd_session *s, source from, int64_t height, int64_t width, int threads,
+                          irstd_error *error) {
+    if (threads < 1 || threads > MAX_THREADS)
+        return irstd_fail(error, IRSTD_INVALID, "threads must be in 1..%d, got %d", MAX_THREADS, threads);
+    irstd_status status = load(s, from, height, width, error);
     const uint64_t mode = irstd_flush_denormals(); /* what is folded equals what is run */
     if (!status) status = irstd_prepare(s, error);
     irstd_set_float_mode(mode);
     if (status) return status;
-    s->threads = 1;
-    if (threads > 1) {
+    s->threads = from.op ? threads : 1;
+    if (threads > 1 && !from.op) {
         s->barrier = irstd_own(s, 64);
         s->pool = irstd_pool_create(threads);
         if (!s->pool || !s->barrier) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: %d threads", threads);
@@ -112,7 +124,42 @@ irstd_status irstd_open_memory(const void *data, size_t bytes, int64_t height, i
     memcpy(copy, data, bytes);
     s->data = copy;
     s->data_bytes = bytes;
-    return finish_open(s, start(s, height, width, threads, &last_error), session);
+    return finish_open(s, start(s, (source){0}, height, width, threads, &last_error), session);
+}
+
+static irstd_status check_operator(const irstd_bconv2d *op) {
+    if (!op) return irstd_fail(&last_error, IRSTD_INVALID, "op must not be NULL");
+    if (op->layout == IRSTD_NCHW || op->layout == IRSTD_NHWC) return irstd_bconv2d_check(&op->attributes, &last_error);
+    return irstd_fail(&last_error, IRSTD_INVALID, "layout must be IRSTD_NCHW or IRSTD_NHWC, got %d", (int)op->layout);
+}
+
+/* The least that a kernel needs of one side of an image. */
+static int64_t least(int64_t kernel, int64_t dilation, int64_t before, int64_t after) {
+    return irstd_max(1, dilation * (kernel - 1) + 1 - before - after);
+}
+
+irstd_status irstd_check_bconv2d(const irstd_bconv2d *op) {
+    irstd_status status = check_operator(op);
+    if (status) return status;
+    const irstd_bconv2d_attributes *a = &op->attributes;
+    struct irstd_session *s = calloc(1, sizeof *s);
+    if (!s) return irstd_fail(&last_error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    status = load(s, (source){op, a->residual ? a->out_channels : 0},
+                  least(a->kernel_h, a->dilation_h, a->pad_top, a->pad_bottom),
+                  least(a->kernel_w, a->dilation_w, a->pad_left, a->pad_right), &last_error);
+    irstd_close(s);
+    return status;
+}
+
+irstd_status irstd_open_bconv2d(const irstd_bconv2d *op, int64_t height, int64_t width, int64_t residual_channels,
+                                int threads, irstd_session **session) {
+    if (!session) return irstd_fail(&last_error, IRSTD_INVALID, "session must not be NULL");
+    *session = NULL;
+    irstd_status status = check_operator(op);
+    if (status) return status;
+    struct irstd_session *s = calloc(1, sizeof *s);
+    if (!s) return irstd_fail(&last_error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    return finish_open(s, start(s, (source){op, residual_channels}, height, width, threads, &last_error), session);
 }
 
 irstd_status irstd_open(const char *path, int64_t height, int64_t width, int threads, irstd_session **session) {
@@ -136,12 +183,17 @@ irstd_status irstd_open(const char *path, int64_t height, int64_t width, int thr
     s->data = mapping;
     s->data_bytes = s->mapping_bytes = (size_t)about.st_size;
     irstd_error error;
-    irstd_status status = start(s, height, width, threads, &error);
+    irstd_status status = start(s, (source){0}, height, width, threads, &error);
     if (status) irstd_fail(&last_error, status, "%.100s: %.150s", path, error.message);
     return finish_open(s, status, session);
 }
 
 irstd_status irstd_run(irstd_session *s, const float *const *inputs, float *const *outputs) {
+    return irstd_run_parallel(s, inputs, outputs, NULL);
+}
+
+irstd_status irstd_run_parallel(irstd_session *s, const float *const *inputs, float *const *outputs,
+                                const irstd_parallel *parallel) {
     if (!s || !inputs || !outputs) return irstd_fail(&last_error, IRSTD_INVALID, "session, inputs and outputs must not be NULL");
     for (int k = 0; k < s->input_count; k++) {
         if (!inputs[k]) return irstd_fail(&last_error, IRSTD_INVALID, "input %s must not be NULL", s->tensors[k].name);
@@ -153,7 +205,7 @@ irstd_status irstd_run(irstd_session *s, const float *const *inputs, float *cons
         t->ring.base = (char *)outputs[k];
     }
     const uint64_t mode = irstd_flush_denormals();
-    irstd_run_strips(s);
+    irstd_run_strips(s, parallel);
     irstd_set_float_mode(mode);
     return IRSTD_OK;
 }

@@ -37,45 +37,8 @@ typedef struct {
 #undef IRSTD_FIELD
 } irstd_bconv2d_attributes;
 
-/* Sets every default; mandatory attributes become INT32_MIN, which create rejects. */
+/* Sets every default; mandatory attributes become INT32_MIN, which irstd_check_bconv2d rejects. */
 IRSTD_API void irstd_bconv2d_attributes_init(irstd_bconv2d_attributes *attributes);
-
-/* How the caller runs tasks in parallel: run() calls task(argument, index) once for each index in
- * 0..tasks-1, in any order, on any thread, and returns when all are done. NULL means serial. */
-typedef struct {
-    void (*run)(void *context, int tasks, void (*task)(void *argument, int index), void *argument);
-    void *context;
-    int threads;
-} irstd_parallel;
-
-typedef struct irstd_bconv2d irstd_bconv2d;
-
-/* Validates and copies (prepacks) all constants. weight is [OC, KH, KW, weight_words / (OC*KH*KW)],
- * threshold [IC], scale and bias [OC], activation_parameters [3, OC] or NULL.
- * IRSTD_UNSUPPORTED means that IRSTD_ISA names an instruction set that this build or CPU lacks. */
-IRSTD_API irstd_status irstd_bconv2d_create(
-    const irstd_bconv2d_attributes *attributes, const int32_t *weight, size_t weight_words, const float *threshold,
-    const float *scale, const float *bias, const float *activation_parameters, irstd_layout layout,
-    irstd_bconv2d **op, irstd_error *error);
-IRSTD_API void irstd_bconv2d_destroy(irstd_bconv2d *op);
-
-IRSTD_API irstd_status irstd_bconv2d_output_size(
-    const irstd_bconv2d *op, int64_t height, int64_t width, int64_t *out_height, int64_t *out_width,
-    irstd_error *error);
-
-/* Bytes of workspace that run needs for one image size and up to this many threads; any alignment will do. */
-IRSTD_API irstd_status irstd_bconv2d_workspace_bytes(
-    const irstd_bconv2d *op, int64_t height, int64_t width, int threads, size_t *bytes, irstd_error *error);
-
-/* x, residual and y follow the layout given to create; y must not overlap the inputs. residual is NULL
- * exactly where the operator has none. Concurrent runs of one operator need distinct workspaces. */
-IRSTD_API irstd_status irstd_bconv2d_run(
-    const irstd_bconv2d *op, int64_t batch, int64_t height, int64_t width, const float *x, const float *residual,
-    int64_t residual_channels, float *y, void *workspace, size_t workspace_bytes, const irstd_parallel *parallel,
-    irstd_error *error);
-
-/* The kernel that was chosen, e.g. "bconv2d_lut__avx2". */
-IRSTD_API const char *irstd_bconv2d_variant(const irstd_bconv2d *op);
 
 /* The instruction set that dispatch chooses now: the environment variable IRSTD_ISA, or the best one
  * that this CPU has. NULL with a message if IRSTD_ISA is unusable. */
@@ -122,6 +85,40 @@ IRSTD_API int irstd_input_count(const irstd_session *session);
 IRSTD_API int irstd_output_count(const irstd_session *session);
 IRSTD_API void irstd_input_shape(const irstd_session *session, int index, int64_t shape[3]);
 IRSTD_API void irstd_output_shape(const irstd_session *session, int index, int64_t shape[3]);
+
+/* ---- one operator alone ---- */
+
+/* The constants of irstd.BinaryConv2d, in the order of its inputs. */
+enum { IRSTD_BCONV2D_CONSTANTS = 5 };
+
+/* One irstd.BinaryConv2d between float32 maps: a network of one layer. */
+typedef struct {
+    irstd_bconv2d_attributes attributes;
+    /* weight [OC, KH, KW, ceil((IC / groups) / 32)], threshold [IC], scale [OC], bias [OC], activation_parameters
+     * [3, OC] or none: their bytes. They stay the caller's, and are read as long as a session lives. */
+    const void *constants[IRSTD_BCONV2D_CONSTANTS];
+    size_t constant_bytes[IRSTD_BCONV2D_CONSTANTS];
+    irstd_layout layout; /* of x, residual and result */
+} irstd_bconv2d;
+
+/* Whether attributes and constants are as the specification says; irstd_last_error() tells what is not. */
+IRSTD_API irstd_status irstd_check_bconv2d(const irstd_bconv2d *op);
+
+/* Opens it for inputs x and, where residual_channels is not 0, a residual of the result's size. The session has no
+ * threads of its own: `threads` is the most that irstd_run_parallel may use. */
+IRSTD_API irstd_status irstd_open_bconv2d(const irstd_bconv2d *op, int64_t height, int64_t width,
+                                          int64_t residual_channels, int threads, irstd_session **session);
+
+/* How the caller runs tasks in parallel: run() calls task(argument, index) once for each index in 0..tasks-1, in any
+ * order, on any thread, and returns when all are done. */
+typedef struct {
+    void (*run)(void *context, int tasks, void (*task)(void *argument, int index), void *argument);
+    void *context;
+} irstd_parallel;
+
+/* irstd_run in the caller's threads. parallel may be NULL: on this thread alone. */
+IRSTD_API irstd_status irstd_run_parallel(irstd_session *session, const float *const *inputs, float *const *outputs,
+                                          const irstd_parallel *parallel);
 
 /* What the last failure on this thread was; "" if there was none. */
 IRSTD_API const char *irstd_last_error(void);

@@ -15,11 +15,11 @@ OrtStatus *irstd_ort_fail(const node *n, OrtErrorCode code, const char *format, 
     return ORT(n->api, CreateStatus)(code, message);
 }
 
-OrtStatus *irstd_ort_fail_irstd(const node *n, irstd_status status, const char *message) {
+OrtStatus *irstd_ort_fail_irstd(const node *n, irstd_status status) {
     OrtErrorCode code = status == IRSTD_INVALID       ? ORT_INVALID_ARGUMENT
                         : status == IRSTD_UNSUPPORTED ? ORT_NOT_IMPLEMENTED
                                                       : ORT_FAIL;
-    return irstd_ort_fail(n, code, "%s", message);
+    return irstd_ort_fail(n, code, "%s", irstd_last_error());
 }
 
 int irstd_ort_succeeded(const OrtApi *api, OrtStatus *status) {
@@ -82,15 +82,16 @@ static const char *type_name(ONNXTensorElementDataType type) {
 }
 
 OrtStatus *irstd_ort_constant(const node *n, const OrtKernelInfo *info, int index, const char *name,
-                              ONNXTensorElementDataType type, int optional, const void **data, size_t *count) {
+                              ONNXTensorElementDataType type, int optional, void **data, size_t *bytes) {
     const OrtApi *api = n->api;
     const OrtValue *value = NULL;
     OrtTensorTypeAndShapeInfo *shape = NULL;
     ONNXTensorElementDataType found = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     int is_constant = 0;
-    void *bytes = NULL;
+    void *from = NULL;
+    size_t count = 0;
     *data = NULL;
-    *count = 0;
+    *bytes = 0;
     int known =
         irstd_ort_succeeded(api, ORT(api, KernelInfoGetConstantInput_tensor)(info, (size_t)index, &is_constant, &value));
     if (!known || !is_constant || !value) {
@@ -99,12 +100,15 @@ OrtStatus *irstd_ort_constant(const node *n, const OrtKernelInfo *info, int inde
     }
     TRY(ORT(api, GetTensorTypeAndShape)(value, &shape));
     OrtStatus *status = ORT(api, GetTensorElementType)(shape, &found);
-    if (!status) status = ORT(api, GetTensorShapeElementCount)(shape, count);
+    if (!status) status = ORT(api, GetTensorShapeElementCount)(shape, &count);
     ORT(api, ReleaseTensorTypeAndShapeInfo)(shape);
-    if (!status) status = ORT(api, GetTensorMutableData)((OrtValue *)(uintptr_t)value, &bytes);
+    if (!status) status = ORT(api, GetTensorMutableData)((OrtValue *)(uintptr_t)value, &from);
     TRY(status);
     if (found != type) return irstd_ort_fail(n, ORT_INVALID_ARGUMENT, "input %s must be %s", name, type_name(type));
-    *data = bytes;
+    *bytes = count * (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 ? 1 : 4);
+    *data = malloc(*bytes ? *bytes : 1);
+    if (!*data) return irstd_ort_fail(n, ORT_FAIL, "out of memory: %zu bytes", *bytes);
+    if (*bytes) memcpy(*data, from, *bytes);
     return NULL;
 }
 

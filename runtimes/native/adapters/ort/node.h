@@ -33,7 +33,8 @@ node irstd_ort_node(const OrtApi *api, const char *operator, const OrtKernelInfo
 
 /* A status whose message names operator and node. */
 PRINTF(3, 4) OrtStatus *irstd_ort_fail(const node *n, OrtErrorCode code, const char *format, ...);
-OrtStatus *irstd_ort_fail_irstd(const node *n, irstd_status status, const char *message);
+/* The same of the engine's last error. */
+OrtStatus *irstd_ort_fail_irstd(const node *n, irstd_status status);
 
 /* True on success; drops the status otherwise. */
 int irstd_ort_succeeded(const OrtApi *api, OrtStatus *status);
@@ -53,9 +54,10 @@ typedef struct {
 OrtStatus *irstd_ort_attributes(const node *n, const OrtKernelInfo *info, const attribute *table, size_t rows,
                                 void *target);
 
-/* Data and element count of a constant input; *data stays NULL where an optional one is absent. */
+/* A copy of a constant input, of 4 bytes an element or of 1, for free(), and its bytes; *data stays NULL where an
+ * optional one is absent. */
 OrtStatus *irstd_ort_constant(const node *n, const OrtKernelInfo *info, int index, const char *name,
-                              ONNXTensorElementDataType type, int optional, const void **data, size_t *count);
+                              ONNXTensorElementDataType type, int optional, void **data, size_t *bytes);
 
 /* Pointer and [N, C, H, W] of a run-time input; the pointer stays NULL where the input is absent. */
 OrtStatus *irstd_ort_image(const node *n, const OrtKernelContext *context, int index, const char *name,

@@ -14,6 +14,13 @@ int irstd_tflite_threads(const delegate *d, const tfl_context *context) {
     return threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
 }
 
+void irstd_tflite_share_threads(delegate *d, const tfl_context *context) {
+    const int threads = irstd_tflite_threads(d, context);
+    if (threads == irstd_pool_threads(d->pool)) return;
+    irstd_pool_destroy(d->pool);
+    d->pool = threads > 1 ? irstd_pool_create(threads) : NULL;
+}
+
 bool irstd_tflite_fail(message *m, const char *operator, const tfl_context *context, int output, const char *format, ...) {
     char detail[400];
     va_list arguments;

@@ -18,13 +18,16 @@ typedef struct {
     irstd_pool *pool;
 } delegate;
 
-/* Kernels: a run of neighbouring BinaryConv2d nodes, and one Program node. */
+/* Kernels, each of one node. */
 extern const tfl_registration irstd_tflite_bconv2d, irstd_tflite_program;
 
 #define CUSTOM_CODE(operator) IRSTD_DOMAIN "." operator
 
 /* The threads to use: the delegate's option, else the interpreter's. */
 int irstd_tflite_threads(const delegate *d, const tfl_context *context);
+
+/* Makes the delegate's pool one of as many, for operators that bring none. */
+void irstd_tflite_share_threads(delegate *d, const tfl_context *context);
 
 /* A message that names operator and node, whose name is that of its output; always false. */
 typedef struct {

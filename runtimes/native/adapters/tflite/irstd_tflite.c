@@ -12,54 +12,37 @@
 
 enum { MAX_THREADS = 64 };
 
-/* The nodes of an operator in their order; NULL on failure. The caller frees them. */
-static tfl_int_array *nodes_of(tfl_context *context, const char *code) {
-    tfl_int_array *order;
-    if (context->GetExecutionPlan(context, &order)) return NULL;
-    tfl_int_array *nodes = malloc(sizeof *nodes + (size_t)order->size * sizeof *nodes->data);
-    if (!nodes) return NULL;
-    nodes->size = 0;
-    for (int i = 0; i < order->size; i++) {
-        tfl_node *node;
-        tfl_registration *registration;
-        if (context->GetNodeAndRegistration(context, order->data[i], &node, &registration)) {
-            free(nodes);
-            return NULL;
-        }
-        if (registration->custom_name && !strcmp(registration->custom_name, code))
-            nodes->data[nodes->size++] = order->data[i];
-    }
-    return nodes;
-}
-
-static tfl_status claim_bconv2d(tfl_context *context, tfl_delegate *base) {
-    tfl_int_array *nodes = nodes_of(context, CUSTOM_CODE(IRSTD_BINARY_CONV2D));
-    if (!nodes) return TFL_ERROR;
-    tfl_status status = TFL_OK;
-    if (nodes->size)
-        status = context->ReplaceNodeSubsetsWithDelegateKernels(context, irstd_tflite_bconv2d, nodes, base);
-    free(nodes);
-    return status;
+/* The kernel of an operator, or NULL. */
+static const tfl_registration *kernel_of(const tfl_registration *operator) {
+    const char *code = operator->custom_name;
+    if (!code) return NULL;
+    return !strcmp(code, CUSTOM_CODE(IRSTD_BINARY_CONV2D)) ? &irstd_tflite_bconv2d
+           : !strcmp(code, CUSTOM_CODE(IRSTD_PROGRAM))     ? &irstd_tflite_program
+                                                           : NULL;
 }
 
 /* Each node alone: what is between two of them is a tensor of TFLite's. */
-static tfl_status claim_programs(tfl_context *context, tfl_delegate *base) {
-    tfl_int_array *nodes = nodes_of(context, CUSTOM_CODE(IRSTD_PROGRAM));
+static tfl_status claim(tfl_context *context, tfl_delegate *base) {
+    tfl_int_array *order;
+    if (context->GetExecutionPlan(context, &order)) return TFL_ERROR;
+    const int count = order->size; /* replacing nodes changes the plan */
+    tfl_int_array *nodes = malloc(sizeof *nodes + (size_t)(count > 0 ? count : 1) * sizeof *nodes->data);
     tfl_int_array *one = malloc(sizeof *one + sizeof *one->data);
     tfl_status status = nodes && one ? TFL_OK : TFL_ERROR;
-    for (int i = 0; status == TFL_OK && i < nodes->size; i++) {
+    if (status == TFL_OK) memcpy(nodes->data, order->data, (size_t)count * sizeof *nodes->data);
+    for (int i = 0; status == TFL_OK && i < count; i++) {
+        tfl_node *node;
+        tfl_registration *operator;
+        status = context->GetNodeAndRegistration(context, nodes->data[i], &node, &operator);
+        const tfl_registration *kernel = status ? NULL : kernel_of(operator);
+        if (!kernel) continue;
         one->size = 1;
         one->data[0] = nodes->data[i];
-        status = context->ReplaceNodeSubsetsWithDelegateKernels(context, irstd_tflite_program, one, base);
+        status = context->ReplaceNodeSubsetsWithDelegateKernels(context, *kernel, one, base);
     }
     free(one);
     free(nodes);
     return status;
-}
-
-static tfl_status claim(tfl_context *context, tfl_delegate *base) {
-    tfl_status status = claim_bconv2d(context, base);
-    return status ? status : claim_programs(context, base);
 }
 
 EXPORT tfl_delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count,

@@ -241,8 +241,11 @@ static size_t scratch_bytes(const irstd_node *n) {
     return (size_t)(8 * padded(width)) * sizeof(float);
 }
 
-void PASTE(irstd_finish_plane_, IRSTD_ROWS)(const irstd_bconv *, int, const int32_t *, const float *, int64_t, float *);
+void PASTE(irstd_finish_, IRSTD_ROWS)(const irstd_bconv *, const int16_t *, const irstd_tensor *, const char *,
+                                      const irstd_tensor *, char *, char *);
+void PASTE(irstd_signs_, IRSTD_ROWS)(const irstd_tensor *, const float *, const irstd_map *, int, char *);
 const irstd_conv_form *PASTE(irstd_conv_form_, IRSTD_ROWS)(const irstd_node *n);
 
 const irstd_row_kernels PASTE(irstd_rows_, IRSTD_ROWS) = {
-    run, scratch_bytes, PASTE(irstd_finish_plane_, IRSTD_ROWS), PASTE(irstd_conv_form_, IRSTD_ROWS)};
+    run, scratch_bytes, PASTE(irstd_finish_, IRSTD_ROWS), PASTE(irstd_signs_, IRSTD_ROWS),
+    PASTE(irstd_conv_form_, IRSTD_ROWS)};

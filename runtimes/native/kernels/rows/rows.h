@@ -39,6 +39,8 @@ static inline vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)
 static inline vf widened(const int16_t *p) {
 #if defined(__ARM_NEON) /* GCC converts lane by lane */
     return (vf)vcvtq_f32_s32(vmovl_s16(vld1_s16(p)));
+#elif defined(__AVX2__) && !defined(__AVX512F__) /* and in halves */
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 #else
     vh v;
     memcpy(&v, p, sizeof v);

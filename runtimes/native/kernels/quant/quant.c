@@ -13,7 +13,9 @@
 #define TEXT(a) TEXT2(a)
 #define QUANT_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#if defined(QUANT_SMLAL) || defined(QUANT_SDOT)
+#if defined(__SANITIZE_ADDRESS__)
+#define FIELD_LOOP /* GCC cannot then unroll it, and warns */
+#elif defined(QUANT_SMLAL) || defined(QUANT_SDOT)
 #define FIELD_LOOP _Pragma("GCC unroll 1") /* else compilers gather the fields, and spill */
 #else
 #define FIELD_LOOP UNROLL

@@ -472,7 +472,8 @@ def normal(rng, *shape) -> np.ndarray:
 
 
 class _FloatNetwork:
-    """Draws float convolutions of every kind behind each other, with sums and joins that fold into them."""
+    """Draws float convolutions of every kind behind each other, with sums and joins that fold into them; some read
+    int16."""
 
     KINDS = ("pointwise", "depthwise", "dense", "grouped", "any", "transposed")
 
@@ -506,6 +507,8 @@ class _FloatNetwork:
 
     def layer(self) -> None:
         draw, x = self.draw, self.x
+        if self.size == self.image.shape[1:] and draw(st.integers(0, 3)) == 0:
+            x = self.builder.fixed(0, 8)  # of the image, which is exact: a sum may be rounded to the other neighbour
         channels, kind = self.builder.tensors[x].channels, draw(st.sampled_from(self.KINDS))
         kernel, g, groups, out = (3, 3), {f"{n}_{a}": 1 for n in ("stride", "dilation") for a in "hw"}, 1, self.width()
         if kind == "pointwise":

@@ -219,14 +219,28 @@ irstd_status irstd_run_profiled(irstd_session *s, const float *const *inputs, fl
     return status;
 }
 
+static int touches_buffers(const irstd_node *n) {
+    int external = n->output->external;
+    for (int j = 0; j < n->input_count; j++) external |= n->inputs[j]->external;
+    return external;
+}
+
+static int is_run(const struct irstd_session *s, int node) {
+    for (int k = 0; k < s->step_count; k++)
+        if (s->steps[k].node == node) return 1;
+    return 0;
+}
+
 irstd_status irstd_run_layer(irstd_session *s, const char *name) {
     if (!s || !name) return irstd_fail(&last_error, IRSTD_INVALID, "session and name must not be NULL");
     for (int k = 0; k < s->node_count; k++)
         if (!strcmp(s->nodes[k].name, name)) {
             if (s->nodes[k].folded_into)
                 return irstd_fail(&last_error, IRSTD_INVALID, "%.100s is computed by %.100s", name, s->nodes[k].folded_into->name);
-            if (s->nodes[k].output->external || s->nodes[k].inputs[0]->external)
-                return irstd_fail(&last_error, IRSTD_INVALID, "%s reads or writes the caller's buffers", name);
+            if (touches_buffers(&s->nodes[k]))
+                return irstd_fail(&last_error, IRSTD_INVALID, "%.100s reads or writes the caller's buffers", name);
+            if (!is_run(s, k))
+                return irstd_fail(&last_error, IRSTD_INVALID, "%.100s has no memory: no output depends on it", name);
             const uint64_t mode = irstd_flush_denormals();
             irstd_run_node(s, k);
             irstd_set_float_mode(mode);

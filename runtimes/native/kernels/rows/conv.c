@@ -687,6 +687,8 @@ static void projection_run(const irstd_node *n, int64_t row, char *scratch) {
     float *sums = (float *)(void *)scratch;
     for (int o = 0; o < g.oc; o++) {
         project(from, g.x->stride, g.ic, g.weight + o * g.ic, step, g.bias ? g.bias[o] : 0, g.y->width, sums);
+        const float *addend = addend_plane(&g, row, o);
+        for (int64_t j = 0; addend && j < g.y->width; j++) sums[j] += addend[j];
         activate(sums, sums, g.y->width, g.activation, g.slope ? g.slope[o] : 0, g.clamp);
         write_plane(g.y, irstd_tensor_row(g.y, row), o, g.y->width, sums);
     }

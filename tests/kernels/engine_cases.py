@@ -506,11 +506,15 @@ class _FloatNetwork:
         return self.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 16, 19]))
 
     def layer(self) -> None:
-        draw, x = self.draw, self.x
-        if self.size == self.image.shape[1:] and draw(st.integers(0, 3)) == 0:
+        draw, x, kinds = self.draw, self.x, self.KINDS
+        fixed = self.size == self.image.shape[1:] and draw(st.booleans())
+        if fixed:
             x = self.builder.fixed(0, 8)  # of the image, which is exact: a sum may be rounded to the other neighbour
-        channels, kind = self.builder.tensors[x].channels, draw(st.sampled_from(self.KINDS))
+            kinds = ("pointwise", *kinds, "pointwise")
+        channels, kind = self.builder.tensors[x].channels, draw(st.sampled_from(kinds))
         kernel, g, groups, out = (3, 3), {f"{n}_{a}": 1 for n in ("stride", "dilation") for a in "hw"}, 1, self.width()
+        if fixed or draw(st.booleans()):
+            out = self.builder.tensors[self.x].channels  # so that the two can be added
         if kind == "pointwise":
             kernel = (1, 1)
         elif kind == "depthwise":

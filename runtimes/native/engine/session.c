@@ -24,7 +24,8 @@ static _Thread_local irstd_error last_error;
 
 const char *irstd_last_error(void) { return last_error.message; }
 
-void *irstd_own(struct irstd_session *s, size_t bytes) {
+void *irstd_own(struct irstd_session *s, uint64_t bytes) {
+    if (bytes > IRSTD_MOST_BYTES) return NULL;
     if (s->owned_count == s->owned_capacity) {
         size_t capacity = s->owned_capacity ? 2 * s->owned_capacity : 64;
         void **owned = realloc(s->owned, capacity * sizeof *owned);
@@ -32,7 +33,7 @@ void *irstd_own(struct irstd_session *s, size_t bytes) {
         s->owned = owned;
         s->owned_capacity = capacity;
     }
-    void *memory = calloc(1, bytes ? bytes : 1);
+    void *memory = calloc(1, bytes ? (size_t)bytes : 1);
     if (memory) s->owned[s->owned_count++] = memory;
     return memory;
 }

@@ -34,12 +34,14 @@ def wide(case: str) -> tuple[Builder, int, str]:
         for _ in range(3):
             x = b.add("MaxPool", x, 4096, kernel_h=2, kernel_w=1, stride_h=1, stride_w=1)
         return b, b.conv(rng, x, 1, (1, 1)), r"out of memory: an arena of \d{10,} bytes or more"
+    if case == "sums":  # of 16 bits
+        return b, b.binary(rng, 0, 65536, kernel=(1, 1), grid=-1), r"out of memory: \d{10} bytes for a row of Bin"
     x = b.conv(rng, 0, 1200, (1, 1), bias=False)  # 1200 * 31 lines of 33 thousand floats
     y = b.conv(rng, x, 1, (31, 1), stride_w=2, pad_top=15, pad_bottom=15)
     return b, y, r"out of memory: \d+ bytes for a row of Conv2d_1"
 
 
-@pytest.mark.parametrize("case", ["row", "arena", "scratch"])
+@pytest.mark.parametrize("case", ["row", "arena", "sums", "lines"])
 def test_sizes_beyond_32_bits(case, runner, tmp_path):
     b, y, message = wide(case)
     (tmp_path / "model.irstd").write_bytes(write(b.finish(y)))

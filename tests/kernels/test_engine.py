@@ -326,10 +326,9 @@ def test_layers_that_cannot_be_run_alone(library):
     names = {node.output: node.name for node in program.nodes}
     with Engine(library, write(program), 7, 33) as engine:
         engine(*(image(3, 7, 33, seed=s) for s in (1, 2)))
-        for tensor, message in [(y, "reads or writes the caller's buffers"), (x, "reads or writes the caller's buffers"),
-                                (program.outputs[0], "reads or writes the caller's buffers"),
-                                (unread, "has no memory: no output depends on it"),
-                                (unread - 1, "has no memory: no output depends on it")]:
+        buffers, memory = "reads or writes the caller's buffers", "has no memory: no output depends on it"
+        for tensor, message in [(y, buffers), (x, buffers), (program.outputs[0], buffers), (unread, memory),
+                                (unread - 1, memory)]:
             assert library.c.irstd_run_layer(engine.handle, names[tensor].encode()) == INVALID
             assert library.c.irstd_last_error().decode() == f"{names[tensor]} {message}"
         assert library.c.irstd_run_layer(engine.handle, b"nobody") == INVALID

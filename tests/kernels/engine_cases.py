@@ -472,7 +472,8 @@ def normal(rng, *shape) -> np.ndarray:
 
 
 class _FloatNetwork:
-    """Draws float convolutions of every kind behind each other, with sums and joins that fold into them."""
+    """Draws float convolutions of every kind behind each other, with sums and joins that fold into them; some read
+    int16."""
 
     KINDS = ("pointwise", "depthwise", "dense", "grouped", "any", "transposed")
 
@@ -505,9 +506,15 @@ class _FloatNetwork:
         return self.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 16, 19]))
 
     def layer(self) -> None:
-        draw, x = self.draw, self.x
-        channels, kind = self.builder.tensors[x].channels, draw(st.sampled_from(self.KINDS))
+        draw, x, kinds = self.draw, self.x, self.KINDS
+        fixed = self.size == self.image.shape[1:] and draw(st.booleans())
+        if fixed:
+            x = self.builder.fixed(0, 8)  # of the image, which is exact: a sum may be rounded to the other neighbour
+            kinds = ("pointwise", *kinds, "pointwise")
+        channels, kind = self.builder.tensors[x].channels, draw(st.sampled_from(kinds))
         kernel, g, groups, out = (3, 3), {f"{n}_{a}": 1 for n in ("stride", "dilation") for a in "hw"}, 1, self.width()
+        if fixed or draw(st.booleans()):
+            out = self.builder.tensors[self.x].channels  # so that the two can be added
         if kind == "pointwise":
             kernel = (1, 1)
         elif kind == "depthwise":
@@ -573,3 +580,73 @@ class _FloatNetwork:
 def float_networks(draw) -> tuple[Program, list[np.ndarray]]:
     """A network of float convolutions, sums and joins, and the image to run it on."""
     return _FloatNetwork(draw).build()
+
+
+QUANT_WORK = 400_000  # multiply-accumulates of a quantised layer, about
+
+
+def _quant_geometry(draw, size) -> dict:
+    some = st.sampled_from([1, 1, 1, 2, 3])
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (3, 1), (1, 5), (2, 3)]))
+    g = {"kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": draw(some), "stride_w": draw(some),
+         "dilation_h": draw(some), "dilation_w": draw(some)}
+    if draw(st.booleans()):
+        pads = [g["dilation_h"] * (kernel[0] - 1) // 2, g["dilation_w"] * (kernel[1] - 1) // 2] * 2
+    else:
+        pads = [draw(st.integers(0, 3)) for _ in range(4)]
+    g |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True))
+    for axis, n in zip("hw", size, strict=True):
+        if _Network.side(g, axis, n) < 1:
+            g[f"kernel_{axis}"] = g[f"dilation_{axis}"] = 1
+    return g
+
+
+def _quantiser(draw) -> tuple[tuple[int, int], dict]:
+    bits = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    signed = bits[1] > 1 and draw(st.booleans())
+    low, high = (-(2 ** (bits[1] - 1)), 2 ** (bits[1] - 1) - 1) if signed else (0, 2 ** bits[1] - 1)
+    zero = draw(st.one_of(st.just(0), st.integers(low, high)))
+    step = draw(st.sampled_from([2.0, 2.0 ** (bits[1] - 2), 0.37 * 2.0 ** bits[1], 2.0**-60, 2.0**60]))
+    return bits, {"activation_signed": int(signed), "zero_point": zero, "inverse_step": float(np.float32(step))}
+
+
+@st.composite
+def quant_networks(draw) -> tuple[Program, list[np.ndarray]]:
+    """Quantised layers behind each other, with readers of several kinds between them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size = (draw(st.integers(1, 9)), draw(st.one_of(st.integers(1, 20), st.integers(30, 36), st.integers(60, 70))))
+    b = Builder(draw(st.integers(1, 40)))
+    x, outputs = 0, []
+    images = [(rng.normal(0, 2, (b.tensors[0].channels, *size))).astype(np.float32)]
+    for _ in range(draw(st.integers(1, 3))):
+        before = draw(st.sampled_from(["", "", "copy", "fixed", "pool", "two", "three"]))
+        inputs = x
+        if before == "copy":
+            inputs = b.add("Activation", x, b.tensors[x].channels, activation=1)
+        elif before == "fixed" and b.tensors[x].fraction_bits < 0:
+            inputs = b.fixed(x, 8)
+        elif before == "pool" and min(size) > 1:
+            inputs = b.add("MaxPool", x, b.tensors[x].channels, kernel_h=2, kernel_w=2, stride_h=1, stride_w=1)
+            size = (size[0] - 1, size[1] - 1)
+        elif before in ("two", "three"):
+            inputs = (*(b.add("Activation", x, b.tensors[x].channels, activation=1)
+                        for _ in range(1 if before == "two" else 2)), x)
+        channels = sum(b.tensors[i].channels for i in (inputs if isinstance(inputs, tuple) else (inputs,)))
+        g = _quant_geometry(draw, size)
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        groups = draw(st.sampled_from([1, 1, 1, *divisors])) if isinstance(inputs, int) else 1
+        most = max(1, QUANT_WORK // (channels // groups * g["kernel_h"] * g["kernel_w"] * size[0] * size[1]))
+        out = groups * draw(st.integers(1, max(1, min(40, most) // groups)))
+        bits, a = _quantiser(draw)
+        if draw(st.booleans()):
+            a |= {"clamp_min": 0.0, "clamp_max": draw(st.sampled_from([float("inf"), 6.0]))}
+        kernel = (g.pop("kernel_h"), g.pop("kernel_w"))
+        x = b.quant(rng, inputs, out, kernel, bits, groups, **a, **g)
+        size = (_Network.side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "h", size[0]),
+                _Network.side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "w", size[1]))
+        if draw(st.integers(0, 3)) == 0:
+            outputs.append(x)
+    if draw(st.booleans()) and {n.operator for n in b.nodes} <= {"QuantConv2d", "FixedPoint"}:
+        some = rng.random(images[0].shape) < 0.05  # pools and activations of a NaN are another matter
+        images[0][some] = rng.choice(SPECIAL, int(some.sum()))
+    return b.finish(*dict.fromkeys([*outputs, x])), images

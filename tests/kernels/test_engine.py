@@ -12,7 +12,7 @@ from engine_library import Engine, strip_rows
 from engine_truth import run_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_library import UNSUPPORTED, KernelError
+from kernel_library import INVALID, OK, UNSUPPORTED, KernelError
 from kernel_truth import assert_same_bits
 
 from irstd_edge.program import Program, Tensor, write
@@ -314,6 +314,48 @@ def test_sums_and_joins_are_folded(library):
         assert {name for name, kernel in kernels.items() if kernel == "folded"} == {"Add_5", "Concat_6", "Add_9"}
         assert library.c.irstd_run_layer(engine.handle, b"Concat_6") != 0
         assert library.c.irstd_last_error() == b"Concat_6 is computed by Conv2d_8"
+
+
+def test_layers_that_cannot_be_run_alone(library):
+    """Those that need the caller's buffers, as any of their inputs, and those that a run leaves out."""
+    b = Builder(3, 3)
+    x = b.add("Activation", 0, 3, activation=1)
+    y = b.add("Multiply", (x, 1), 3)
+    unread = b.add("Activation", b.add("Activation", x, 3), 3)
+    program = b.finish(b.add("Activation", b.add("Activation", y, 3), 3))
+    names = {node.output: node.name for node in program.nodes}
+    with Engine(library, write(program), 7, 33) as engine:
+        engine(*(image(3, 7, 33, seed=s) for s in (1, 2)))
+        buffers, memory = "reads or writes the caller's buffers", "has no memory: no output depends on it"
+        for tensor, message in [(y, buffers), (x, buffers), (program.outputs[0], buffers), (unread, memory),
+                                (unread - 1, memory)]:
+            assert library.c.irstd_run_layer(engine.handle, names[tensor].encode()) == INVALID
+            assert library.c.irstd_last_error().decode() == f"{names[tensor]} {message}"
+        assert library.c.irstd_run_layer(engine.handle, b"nobody") == INVALID
+        assert library.c.irstd_last_error() == b"there is no layer nobody"
+        assert library.c.irstd_run_layer(engine.handle, names[program.outputs[0] - 1].encode()) == OK
+
+
+@pytest.mark.parametrize("form", ["projection", "pointwise", "depthwise", "direct"])
+@pytest.mark.parametrize("activation", [0, 1, 2, 3, 4])
+def test_sums_are_folded_into_convolutions_of_int16(library, form, activation):
+    """The addend is read whichever form computes the convolution."""
+    rng = np.random.default_rng(18)
+    kernel, out, groups = {"projection": ((1, 1), 3, 1), "pointwise": ((1, 1), 8, 1), "depthwise": ((3, 3), 8, 8),
+                           "direct": ((3, 3), 6, 1)}[form]
+    b = Builder(8, out)
+    made = b.conv(rng, b.fixed(0, 8), out, kernel, groups=groups, **(SAME if kernel == (3, 3) else {}))
+    added = b.add("Activation", 1, out, activation=5)
+    constants = {"slope": normal(rng, out)} if activation == 2 else {}
+    clamp = {"clamp_min": -0.5, "clamp_max": 0.75} if activation == 3 else {}
+    pair = (made, added), (added, made)
+    total = b.add("Add", pair[activation % 2], out, -1, constants, activation=activation, **clamp)
+    program = b.finish(b.add("Activation", total, out))
+    images = [image(channels, 7, 75, seed=channels, scale=1) for channels in (8, out)]
+    check(library, available(library), program, images, [FLOAT_TOLERANCE], runs=2)
+    with Engine(library, write(program), 7, 75) as engine:
+        kernels = [kernel.split("_")[1] for kernel in engine.kernels if kernel.startswith("Conv2d")]
+        assert kernels == [form] and engine.kernels.count("folded") == 1
 
 
 def test_nan_goes_through(library):

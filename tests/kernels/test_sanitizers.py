@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from engine_cases import binary_networks, float_networks, graphs
+from engine_cases import binary_networks, float_networks, graphs, quant_networks
 from hypothesis import HealthCheck, Phase, given, settings
 from kernel_build import build, simde_options
 from program_files import FILE, SIZE, changed_words, open_all, patched
@@ -37,7 +37,7 @@ def test_sanitizers(sanitized):
         assert run.stdout.startswith("300 cases\n")
 
 
-@pytest.mark.parametrize("strategy", [binary_networks, graphs, float_networks])
+@pytest.mark.parametrize("strategy", [binary_networks, graphs, float_networks, quant_networks])
 def test_networks(sanitized, strategy):
     """What the strategies of the engine's tests draw, on one thread and on three."""
     programs: dict[tuple[int, int], list[bytes]] = {}

@@ -66,7 +66,7 @@ typedef struct {
 /* Scratch of one row of a binary convolution: sums, pointers of the taps, then whichever of the others it needs. */
 typedef struct {
     int64_t stride; /* elements of a plane of sums */
-    size_t sums, taps, padding, columns, merged, rest, values, turned, bytes; /* offsets */
+    uint64_t sums, taps, padding, columns, merged, rest, values, turned, bytes; /* offsets */
 } irstd_row_layout;
 
 /* What the sums of a block of columns start from: [OC] rows of int16, `step` apart (0: one row suits all channels). */
@@ -118,9 +118,9 @@ typedef struct {
     const char *name; /* in layer tables */
     int rows;         /* of the output that a call computes; they start at a multiple of it */
     int (*fits)(const irstd_node *n);
-    size_t (*packed_bytes)(const irstd_node *n);
+    uint64_t (*packed_bytes)(const irstd_node *n);
     void (*pack)(const irstd_node *n, float *packed);
-    size_t (*scratch_bytes)(const irstd_node *n);
+    uint64_t (*scratch_bytes)(const irstd_node *n);
     void (*run)(const irstd_node *n, int64_t row, char *scratch);
 } irstd_conv_form;
 
@@ -267,8 +267,11 @@ int irstd_emits_map(const irstd_node *n);
 /* Fills columns first..last - 1 of all planes (of a row's first element on) with the padding of a map. */
 void irstd_pad_columns(const struct irstd_session *s, const irstd_map *map, char *row, int64_t first, int64_t last);
 
+/* The largest memory that is asked for; sizes are summed in 64 bits, whatever size_t has. */
+#define IRSTD_MOST_BYTES ((uint64_t)(SIZE_MAX / 2))
+
 /* Memory that lives as long as the session; NULL when there is none left. */
-void *irstd_own(struct irstd_session *s, size_t bytes);
+void *irstd_own(struct irstd_session *s, uint64_t bytes);
 
 /* Output side of a window; 0 where it does not fit. */
 static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation,
@@ -290,7 +293,7 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error);
 /* plan.c: steps, rings, arena. */
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error);
 /* run.c */
-size_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n);
+uint64_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n);
 void irstd_run_strips(struct irstd_session *s, const irstd_parallel *parallel);
 void irstd_run_node(struct irstd_session *s, int node);
 /* session.c. Denormal floats are zero on this thread, until the mode is set back to what flush returned. */

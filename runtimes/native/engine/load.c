@@ -9,8 +9,9 @@
 
 enum { MAX_SIDE = IRSTD_MAX_SIDE };
 
+/* CRC-32 as zlib computes it (reflected polynomial 0xedb88320), byte by byte. The table takes 2048 steps, too few to
+ * keep it between files. */
 static uint32_t crc32_of(const uint8_t *data, size_t bytes) {
-    /* zlib's polynomial, eight table steps of four bits would be slower than these bytes are read. */
     uint32_t table[256], crc = ~0u;
     for (uint32_t n = 0; n < 256; n++) {
         uint32_t c = n;
@@ -49,9 +50,9 @@ static const struct {
 static const struct {
     int op;
     const char *name;
-    int fewest_inputs, most_inputs;
+    int fewest_inputs, most_inputs, integers, floats, constants;
 } operators[] = {
-#define ROW(NAME, number, text, fewest, most, integers, floats, constants) {number, text, fewest, most},
+#define ROW(NAME, number, text, fewest, most, integers, floats, constants) {number, text, fewest, most, integers, floats, constants},
     IRSTD_PROGRAM_OPERATORS(ROW)
 #undef ROW
 };
@@ -76,6 +77,29 @@ static irstd_status check_slots(const irstd_node *n, irstd_error *error) {
             FAIL("%s: %s must be in %d..%d, got %d", n->name, integers[k].name, integers[k].minimum,
                  integers[k].maximum, value);
     }
+    return IRSTD_OK;
+}
+
+/* A slot that its operator has not must be 0: a later version may give it a meaning. */
+static irstd_status check_unused(const irstd_node *n, const irstd_node_record *r, irstd_error *error) {
+    size_t k = 0;
+    while (operators[k].op != n->op) k++;
+    const struct {
+        const char *name;
+        const void *slots;
+        size_t slot_bytes;
+        int used, count;
+    } arrays[] = {
+        {"inputs", r->inputs, sizeof *r->inputs, n->input_count, IRSTD_NODE_INPUTS},
+        {"i", r->i, sizeof *r->i, operators[k].integers, IRSTD_NODE_INTEGERS},
+        {"f", r->f, sizeof *r->f, operators[k].floats, IRSTD_NODE_FLOATS},
+        {"constant", r->constant, sizeof *r->constant, operators[k].constants, IRSTD_NODE_CONSTANTS},
+    };
+    static const char zeros[sizeof *r];
+    for (size_t a = 0; a < sizeof arrays / sizeof *arrays; a++) /* as bytes: denormal floats may count as 0 */
+        for (int j = arrays[a].used; j < arrays[a].count; j++)
+            if (memcmp((const char *)arrays[a].slots + (size_t)j * arrays[a].slot_bytes, zeros, arrays[a].slot_bytes))
+                FAIL("%s: %s[%d] is not 0, and %s has none", n->name, arrays[a].name, j, operators[k].name);
     return IRSTD_OK;
 }
 
@@ -370,6 +394,9 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
         if (!t->name) FAIL("tensor %d: its name lies outside the file", k);
         if (r->type != IRSTD_TENSOR_TYPE_FLOAT32 && r->type != IRSTD_TENSOR_TYPE_INT16) FAIL("tensor %s: type %u is not known", t->name, r->type);
         int fixed = r->type == IRSTD_TENSOR_TYPE_INT16;
+        if (r->size_multiplier != 1 || r->size_divisor != 1)
+            FAIL("tensor %s: size_multiplier %u and size_divisor %u must be 1", t->name, r->size_multiplier, r->size_divisor);
+        if (r->reserved[0] || r->reserved[1]) FAIL("tensor %s: reserved is not 0", t->name);
         if (!r->channels || r->channels > IRSTD_MAX_CHANNELS) FAIL("tensor %s: %u channels", t->name, r->channels);
         if (fixed ? r->fraction_bits < 0 || r->fraction_bits > 15 : r->fraction_bits != -1)
             FAIL("tensor %s: fraction_bits %d does not go with its type", t->name, r->fraction_bits);
@@ -405,10 +432,12 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
         for (int j = 0; j < IRSTD_NODE_CONSTANTS; j++) {
             uint32_t offset = r->constant[j].offset, bytes = r->constant[j].bytes;
             if (!inside(s, offset, bytes) || offset % 4) FAIL("%s: constant %d lies outside the file", n->name, j);
+            if (offset && !bytes) FAIL("%s: constant %d has an offset and no bytes", n->name, j);
             n->constants[j] = bytes ? s->data + offset : NULL;
             n->constant_bytes[j] = bytes;
         }
         status = load_node(s, n, error);
+        if (!status) status = check_unused(n, r, error);
         if (status) return status;
     }
     for (int k = 0; k < s->output_count; k++)

@@ -120,15 +120,23 @@ typedef struct {
 typedef struct {
     irstd_step *steps;
     int count, capacity;
-    size_t arena, lower_bound;
+    uint64_t arena;
+    size_t lower_bound;
 } schedule;
 
-static size_t value_row_bytes(const irstd_tensor *t) {
-    return (size_t)(t->channels * t->stride) * (t->type == IRSTD_TENSOR_TYPE_INT16 ? 2u : 4u);
+static uint64_t value_row_bytes(const irstd_tensor *t) {
+    return (uint64_t)(t->channels * t->stride) * (t->type == IRSTD_TENSOR_TYPE_INT16 ? 2u : 4u);
 }
 
-static size_t map_row_bytes(const struct irstd_session *s, const irstd_map *m) {
-    return (size_t)m->planes * (size_t)m->stride * (m->quantizer ? sizeof(uint32_t) : (size_t)s->kernels->bit_bytes);
+static uint64_t map_row_bytes(const struct irstd_session *s, const irstd_map *m) {
+    return (uint64_t)m->planes * (uint64_t)m->stride * (m->quantizer ? sizeof(uint32_t) : (size_t)s->kernels->bit_bytes);
+}
+
+/* Whether the rows of a tensor and of its maps can be addressed. */
+static int rows_fit(const struct irstd_session *s, const irstd_tensor *t) {
+    int fit = t->external || value_row_bytes(t) <= IRSTD_MOST_BYTES;
+    for (int m = 0; m < t->map_count; m++) fit = fit && map_row_bytes(s, &t->maps[m]) <= IRSTD_MOST_BYTES;
+    return fit;
 }
 
 /* Rows of t from which on its values (map = NULL) or that map of it are still read. */
@@ -196,7 +204,7 @@ static void propagate(const struct irstd_session *s, int32_t *needed) {
  * pools needs four rows before them, is spread evenly over the strips up to the leap: rings then hold less. */
 static int32_t *find_needs(const struct irstd_session *s, int64_t strip, int64_t height, int strips) {
     const int tensors = s->tensor_count;
-    int32_t *needs = malloc((size_t)strips * (size_t)tensors * sizeof *needs);
+    int32_t *needs = calloc((size_t)strips, (size_t)tensors * sizeof *needs); /* which checks the product */
     if (!needs) return NULL;
     int64_t row = -height / strip * strip + strip;
     for (int k = 0; k < strips; k++, row += strip) {
@@ -297,11 +305,12 @@ static int simulate(const readers *r, int64_t strip, state *states, schedule *p)
     return ok;
 }
 
-static size_t aligned(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
+static uint64_t aligned(uint64_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
+static uint64_t ring_bytes(const irstd_ring *ring) { return aligned((uint64_t)ring->ring * ring->row_bytes); }
 
 /* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
  * for its life, which is a part of every strip where all rows are read in the strip that wrote them. What has margins
- * lives for the whole run, since they are written once. */
+ * lives for the whole run, since they are written once. Too large an arena is cut short above IRSTD_MOST_BYTES. */
 static int place(struct irstd_session *s, const state *states, schedule *p) {
     irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
     if (!rings) return 0;
@@ -313,7 +322,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             t->ring.ring = t->height;
             t->ring.row_bytes = (size_t)(t->width * t->step) * sizeof(float);
         } else if (t->stored) {
-            t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = value_row_bytes(t),
+            t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = (size_t)value_row_bytes(t),
                                    .first_step = t->extent ? 0 : states[k].first_step,
                                    .last_step = t->extent ? p->count : states[k].last_step,
                                    .first_node = t->extent || states[k].kept ? 0 : states[k].writer,
@@ -321,25 +330,25 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {
-            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most[m]), .row_bytes = map_row_bytes(s, &t->maps[m]),
+            t->maps[m].ring = (irstd_ring){.ring = irstd_max(1, states[k].map_most[m]), .row_bytes = (size_t)map_row_bytes(s, &t->maps[m]),
                                            .first_step = 0, .last_step = p->count, .last_node = s->node_count};
             rings[count++] = &t->maps[m].ring;
         }
     }
     for (int k = 1; k < count; k++) /* by falling size */
-        for (int j = k; j && (size_t)rings[j]->ring * rings[j]->row_bytes > (size_t)rings[j - 1]->ring * rings[j - 1]->row_bytes; j--) {
+        for (int j = k; j && ring_bytes(rings[j]) > ring_bytes(rings[j - 1]); j--) {
             irstd_ring *other = rings[j];
             rings[j] = rings[j - 1];
             rings[j - 1] = other;
         }
-    size_t end = 0;
-    for (int k = 0; k < count; k++) {
-        size_t bytes = aligned((size_t)rings[k]->ring * rings[k]->row_bytes), at = 0;
+    uint64_t end = 0;
+    for (int k = 0; k < count && end <= IRSTD_MOST_BYTES; k++) {
+        uint64_t bytes = ring_bytes(rings[k]), at = 0;
         for (int again = 1; again;) {
             again = 0;
             for (int j = 0; j < k; j++) {
                 const irstd_ring *other = rings[j];
-                size_t other_end = other->offset + aligned((size_t)other->ring * other->row_bytes);
+                uint64_t other_end = other->offset + ring_bytes(other);
                 if (other->last_step < rings[k]->first_step || rings[k]->last_step < other->first_step ||
                     other->last_node < rings[k]->first_node || rings[k]->last_node < other->first_node ||
                     other_end <= at || at + bytes <= other->offset)
@@ -348,7 +357,7 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
                 again = 1;
             }
         }
-        rings[k]->offset = at;
+        rings[k]->offset = (size_t)at;
         if (at + bytes > end) end = at + bytes;
     }
     free(rings);
@@ -364,18 +373,24 @@ static size_t l2_bytes(void) {
     return DEFAULT_L2;
 }
 
+/* With the scratch of all threads. */
+static uint64_t arena_bytes(const struct irstd_session *s, const schedule *p) {
+    return p->arena + (uint64_t)s->threads * s->scratch_bytes;
+}
+
 /* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
  * what does not fit the second-level cache is written and read once more, and memory that is saved is worth a little
  * time: half a nanosecond a byte. */
-static double cost(const struct irstd_session *s, const schedule *p, size_t l2, size_t bytes_moved) {
+static double cost(const struct irstd_session *s, const schedule *p, size_t l2, uint64_t bytes_moved) {
+    if (arena_bytes(s, p) > IRSTD_MOST_BYTES) return INFINITY;
     double per_step = s->threads > 1 ? 800 : 10;
-    double working_set = (double)(p->arena + (size_t)s->threads * s->scratch_bytes), cache = 0.8 * (double)l2 * s->threads;
+    double working_set = (double)arena_bytes(s, p), cache = 0.8 * (double)l2 * s->threads;
     double missing = working_set > cache ? (working_set - cache) / working_set : 0;
     return per_step * p->count + missing * (double)bytes_moved / 60.0 + 0.5 * (double)p->arena;
 }
 
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
-    size_t moved = 0;
+    uint64_t moved = 0, scratch = 0;
     for (int k = 0; k < s->tensor_count; k++) {
         irstd_tensor *t = &s->tensors[k];
         const int pixels = t->external && s->layout == IRSTD_NHWC; /* channels side by side */
@@ -384,17 +399,22 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
                     : t->external ? t->height * t->width
                                   : irstd_round_up(t->left + irstd_max(t->extent, irstd_round_up(t->width, ROW_STEP)),
                                                    t->extent ? ROW_ALIGNMENT / 4 : ROW_STEP);
-        if (!t->external) moved += 2 * value_row_bytes(t) * (size_t)t->height;
+        if (!t->external) moved += 2 * value_row_bytes(t) * (uint64_t)t->height;
+        if (!rows_fit(s, t))
+            return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: a row of %s, of %lld columns", t->name, (long long)t->width);
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        size_t bytes = n->bconv   ? irstd_bconv_scratch(s, n)
+        uint64_t bytes = n->bconv ? irstd_bconv_scratch(s, n)
                        : n->qconv ? irstd_quant_scratch(n)
                        : n->form  ? n->form->scratch_bytes(n)
                                   : s->kernels->rows->scratch_bytes(n);
-        s->scratch_bytes = bytes > s->scratch_bytes ? bytes : s->scratch_bytes;
+        scratch = aligned(bytes) > scratch ? aligned(bytes) : scratch;
+        if (scratch > IRSTD_MOST_BYTES)
+            return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: %llu bytes for a row of %s",
+                              (unsigned long long)scratch, n->name);
     }
-    s->scratch_bytes = aligned(s->scratch_bytes);
+    s->scratch_bytes = (size_t)scratch;
     state *states = calloc((size_t)s->tensor_count, sizeof *states);
     schedule best = {0};
     double best_cost = INFINITY;
@@ -406,7 +426,7 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     for (int64_t strip = smallest; ok && s->node_count > 1 && strip <= irstd_max(smallest, MAX_STRIP); strip *= 2) {
         ok = simulate(&r, strip, states, &best) && place(s, states, &best);
         double c = ok ? cost(s, &best, l2_bytes(), moved) : 0;
-        if (ok && c < best_cost) {
+        if (ok && (c < best_cost || !best_strip)) {
             best_cost = c;
             best_strip = strip;
         }
@@ -421,12 +441,14 @@ irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {
     if (!ok) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory while planning");
     s->step_count = best.count;
     s->strip = best_strip;
-    s->scratch_offset = best.arena;
-    s->arena_bytes = best.arena + (size_t)s->threads * s->scratch_bytes;
+    if (arena_bytes(s, &best) > IRSTD_MOST_BYTES)
+        return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: an arena of %llu bytes or more",
+                          (unsigned long long)arena_bytes(s, &best));
+    s->scratch_offset = (size_t)best.arena;
+    s->arena_bytes = (size_t)arena_bytes(s, &best);
     s->arena_lower_bound = best.lower_bound + (size_t)s->threads * s->scratch_bytes;
-    s->arena_memory = malloc(s->arena_bytes + ROW_ALIGNMENT);
+    s->arena_memory = calloc(1, s->arena_bytes + ROW_ALIGNMENT); /* pages that nobody touches cost nothing */
     if (!s->arena_memory) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory: an arena of %zu bytes", s->arena_bytes);
-    memset(s->arena_memory, 0, s->arena_bytes + ROW_ALIGNMENT);
     s->arena = s->arena_memory + (-(uintptr_t)s->arena_memory & (ROW_ALIGNMENT - 1));
     for (int k = 0; k < s->tensor_count; k++) {
         irstd_tensor *t = &s->tensors[k];

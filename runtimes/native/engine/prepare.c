@@ -55,7 +55,7 @@ float irstd_bconv_value(const irstd_bconv *c, int oc, int64_t acc, float r) {
     return fixed ? v / step : v;
 }
 
-static void *own_aligned(struct irstd_session *s, size_t bytes) {
+static void *own_aligned(struct irstd_session *s, uint64_t bytes) {
     char *memory = irstd_own(s, bytes + ROW_ALIGNMENT);
     return memory ? memory + (-(uintptr_t)memory & (ROW_ALIGNMENT - 1)) : NULL;
 }

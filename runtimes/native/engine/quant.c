@@ -103,6 +103,12 @@ static irstd_quantizer quantizer_of(const irstd_node *n, const irstd_quant_kerne
     return q;
 }
 
+/* Whether two readers of a tensor want the same quantised values. */
+static int same_values(const irstd_quantizer *a, const irstd_quantizer *b) {
+    return a->inverse_step == b->inverse_step && a->low == b->low && a->high == b->high && a->zero == b->zero &&
+           a->bits == b->bits && a->flip == b->flip;
+}
+
 /* A map of input k that suits the node: one that is there already, or a new one. */
 static irstd_status request_map(irstd_node *n, int k, irstd_error *error) {
     irstd_qconv *c = n->qconv;
@@ -111,7 +117,7 @@ static irstd_status request_map(irstd_node *n, int k, irstd_error *error) {
     const int64_t rest = irstd_max(irstd_max(x->width + c->a.pad_right, x->width), QUANT_COLUMNS + reach);
     for (int m = 0; m < x->map_count; m++) {
         irstd_map *map = &x->maps[m];
-        if (!map->quantizer || memcmp(map->quantizer, &c->quantizer, offsetof(irstd_quantizer, kernels))) continue;
+        if (!map->quantizer || !same_values(map->quantizer, &c->quantizer)) continue;
         const int64_t larger = irstd_max(map->stride - map->left, rest); /* larger margins suit the others as well */
         map->left = irstd_max(map->left, left);
         map->stride = map->left + larger;
@@ -218,7 +224,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
                                   .tap_weights = (int64_t)(end - word + 1) * fields * c->tile * k};
         total += t[i].tap_weights * c->taps;
     }
-    uint32_t *weights = irstd_own(s, (size_t)total * sizeof *weights + ROW_ALIGNMENT);
+    uint32_t *weights = irstd_own(s, (uint64_t)total * sizeof *weights + ROW_ALIGNMENT);
     if (!weights) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
     memcpy(scale, n->constants[IRSTD_QUANT_CONV2D_SCALE], (size_t)a->out_channels * sizeof *scale);
     memcpy(bias, n->constants[IRSTD_QUANT_CONV2D_BIAS], (size_t)a->out_channels * sizeof *bias);
@@ -292,11 +298,11 @@ irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_e
 
 /* Bytes of the parts of a row's scratch: pointers, a line of padding, columns gathered for a stride, narrow results. */
 typedef struct {
-    size_t padding, columns, result, bytes;
+    uint64_t padding, columns, result, bytes;
     int64_t gathered; /* elements of a line of columns */
 } layout;
 
-static size_t up(size_t bytes) { return (size_t)irstd_round_up((int64_t)bytes, ROW_ALIGNMENT); }
+static uint64_t up(uint64_t bytes) { return (uint64_t)irstd_round_up((int64_t)bytes, ROW_ALIGNMENT); }
 
 static int bounces(const irstd_node *n) { return n->output->external && n->output->width < QUANT_COLUMNS; }
 
@@ -305,14 +311,14 @@ static layout layout_of(const irstd_node *n) {
     layout l = {.gathered = irstd_max(n->output->width, QUANT_COLUMNS)};
     int64_t longest = 0;
     for (int k = 0; k < n->input_count; k++) longest = irstd_max(longest, c->sources[k]->stride);
-    l.padding = up((size_t)(c->taps * c->words) * sizeof(char *));
-    l.columns = l.padding + up((size_t)longest * sizeof(uint32_t));
-    l.result = l.columns + (c->a.stride_w > 1 ? up((size_t)(c->taps * c->words * l.gathered) * sizeof(uint32_t)) : 0);
-    l.bytes = l.result + (bounces(n) ? (size_t)(n->output->channels * QUANT_COLUMNS) * sizeof(float) : 0);
+    l.padding = up((uint64_t)c->taps * (uint64_t)c->words * sizeof(char *));
+    l.columns = l.padding + up((uint64_t)longest * sizeof(uint32_t));
+    l.result = l.columns + (c->a.stride_w > 1 ? up((uint64_t)c->taps * (uint64_t)(c->words * l.gathered) * sizeof(uint32_t)) : 0);
+    l.bytes = l.result + (bounces(n) ? (uint64_t)(n->output->channels * QUANT_COLUMNS) * sizeof(float) : 0);
     return l;
 }
 
-size_t irstd_quant_scratch(const irstd_node *n) { return layout_of(n).bytes; }
+uint64_t irstd_quant_scratch(const irstd_node *n) { return layout_of(n).bytes; }
 
 /* What kernels wrote behind the last column of a narrow map is padding again. */
 static void repair(const irstd_map *map, uint32_t *words, int64_t width) {

@@ -87,7 +87,7 @@ irstd_status irstd_quant_load(struct irstd_session *s, irstd_node *n, irstd_erro
 irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_error *error);
 /* Whether a quantised convolution writes the maps of its output itself. */
 int irstd_quant_emits(const irstd_node *n);
-size_t irstd_quant_scratch(const irstd_node *n);
+uint64_t irstd_quant_scratch(const irstd_node *n);
 void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch);
 /* A row of a map, from the tensor's values. */
 void irstd_quant_write(const irstd_tensor *t, const irstd_map *map, int64_t row);

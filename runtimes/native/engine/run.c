@@ -12,27 +12,27 @@
 
 /* ---- one row of a binary convolution ---- */
 
-static size_t up(size_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
+static uint64_t up(uint64_t bytes) { return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT; }
 
 static irstd_row_layout layout_of(const struct irstd_session *s, const irstd_node *n) {
     const irstd_bconv *c = n->bconv;
     const irstd_bconv2d_attributes *a = &c->a;
-    const size_t element = (size_t)s->kernels->bit_bytes, taps = (size_t)a->kernel_h * (size_t)a->kernel_w;
+    const uint64_t element = (uint64_t)s->kernels->bit_bytes, taps = (size_t)a->kernel_h * (size_t)a->kernel_w;
     irstd_row_layout l = {.stride = irstd_round_up(n->output->width, ROW_STEP)};
-    size_t stride = (size_t)l.stride, map_row = (size_t)c->source->planes * (size_t)c->source->stride * element;
+    uint64_t stride = (uint64_t)l.stride, map_row = (size_t)c->source->planes * (size_t)c->source->stride * element;
     l.taps = up((size_t)irstd_round_up(a->out_channels + (a->groups > 1 ? 7 : 0), 16) * stride * sizeof(int16_t));
     l.padding = l.taps + up(taps * (size_t)(1 + c->source->group_planes) * sizeof(char *));
     l.columns = l.padding + (a->pad_value ? up(map_row) : 0);
     l.merged = l.columns + (a->stride_w > 1 ? up(taps * (size_t)c->source->planes * stride * element) : 0);
     l.rest = l.merged + (c->merge > 1 ? up((irstd_merged_words(c) + 1) * (stride + ROW_STEP) * element) : 0);
-    const size_t lanes = (size_t)irstd_max(l.stride, irstd_round_up(a->out_channels, ROW_STEP));
+    const uint64_t lanes = (uint64_t)irstd_max(l.stride, irstd_round_up(a->out_channels, ROW_STEP));
     l.values = l.rest + lanes * sizeof(float); /* the residual's, then results or sums */
     l.turned = l.values + lanes * sizeof(float);
     l.bytes = l.turned + (s->layout == IRSTD_NHWC ? up((size_t)irstd_round_up(a->out_channels, 16) * stride * sizeof(int16_t)) : 0);
     return l;
 }
 
-size_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n) {
+uint64_t irstd_bconv_scratch(const struct irstd_session *s, const irstd_node *n) {
     n->bconv->layout = layout_of(s, n);
     return n->bconv->layout.bytes;
 }

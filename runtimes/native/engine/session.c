@@ -24,7 +24,8 @@ static _Thread_local irstd_error last_error;
 
 const char *irstd_last_error(void) { return last_error.message; }
 
-void *irstd_own(struct irstd_session *s, size_t bytes) {
+void *irstd_own(struct irstd_session *s, uint64_t bytes) {
+    if (bytes > IRSTD_MOST_BYTES) return NULL;
     if (s->owned_count == s->owned_capacity) {
         size_t capacity = s->owned_capacity ? 2 * s->owned_capacity : 64;
         void **owned = realloc(s->owned, capacity * sizeof *owned);
@@ -32,7 +33,7 @@ void *irstd_own(struct irstd_session *s, size_t bytes) {
         s->owned = owned;
         s->owned_capacity = capacity;
     }
-    void *memory = calloc(1, bytes ? bytes : 1);
+    void *memory = calloc(1, bytes ? (size_t)bytes : 1);
     if (memory) s->owned[s->owned_count++] = memory;
     return memory;
 }
@@ -219,14 +220,28 @@ irstd_status irstd_run_profiled(irstd_session *s, const float *const *inputs, fl
     return status;
 }
 
+static int touches_buffers(const irstd_node *n) {
+    int external = n->output->external;
+    for (int j = 0; j < n->input_count; j++) external |= n->inputs[j]->external;
+    return external;
+}
+
+static int is_run(const struct irstd_session *s, int node) {
+    for (int k = 0; k < s->step_count; k++)
+        if (s->steps[k].node == node) return 1;
+    return 0;
+}
+
 irstd_status irstd_run_layer(irstd_session *s, const char *name) {
     if (!s || !name) return irstd_fail(&last_error, IRSTD_INVALID, "session and name must not be NULL");
     for (int k = 0; k < s->node_count; k++)
         if (!strcmp(s->nodes[k].name, name)) {
             if (s->nodes[k].folded_into)
                 return irstd_fail(&last_error, IRSTD_INVALID, "%.100s is computed by %.100s", name, s->nodes[k].folded_into->name);
-            if (s->nodes[k].output->external || s->nodes[k].inputs[0]->external)
-                return irstd_fail(&last_error, IRSTD_INVALID, "%s reads or writes the caller's buffers", name);
+            if (touches_buffers(&s->nodes[k]))
+                return irstd_fail(&last_error, IRSTD_INVALID, "%.100s reads or writes the caller's buffers", name);
+            if (!is_run(s, k))
+                return irstd_fail(&last_error, IRSTD_INVALID, "%.100s has no memory: no output depends on it", name);
             const uint64_t mode = irstd_flush_denormals();
             irstd_run_node(s, k);
             irstd_set_float_mode(mode);

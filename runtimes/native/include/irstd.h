@@ -72,7 +72,9 @@ IRSTD_API irstd_status irstd_run(irstd_session *session, const float *const *inp
 IRSTD_API irstd_status irstd_run_profiled(irstd_session *session, const float *const *inputs, float *const *outputs,
                                           uint64_t *layer_nanoseconds);
 
-/* Computes all rows of one layer again, on one thread, from whatever its inputs hold after a run: to time it alone. */
+/* Computes all rows of one layer again, on one thread, from whatever its inputs hold after a run: to time it alone.
+ * IRSTD_INVALID: there is no such layer, another one computes it, it reads or writes the caller's buffers, or no output
+ * depends on it. */
 IRSTD_API irstd_status irstd_run_layer(irstd_session *session, const char *name);
 
 /* JSON text, owned by the session: isa, threads, height, width, strip_rows, file_bytes, arena_bytes,

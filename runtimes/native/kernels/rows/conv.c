@@ -41,10 +41,12 @@ static geometry geometry_of(const irstd_node *n) {
                       n->constants[IRSTD_CONV2D_SLOPE], n->f};
 }
 
-/* Memory from `at` on, by and by; `at` NULL only counts. */
+static uint64_t taken(int64_t bytes) { return (uint64_t)irstd_round_up(bytes, ROW_ALIGNMENT); }
+
+/* Memory from `at` on, by and by. */
 static void *take(char **at, int64_t bytes) {
     char *here = *at;
-    *at += irstd_round_up(bytes, ROW_ALIGNMENT);
+    *at += taken(bytes);
     return here;
 }
 
@@ -271,9 +273,9 @@ static float direct_weight(const void *context, int channel, int64_t tap) {
     return g->weight[(int64_t)channel * g->ic * g->kh * g->kw + tap];
 }
 
-static size_t direct_packed(const irstd_node *n) {
+static uint64_t direct_packed(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    return (size_t)(g.groups * panels_floats(g.oc, (int64_t)g.ic * g.kh * g.kw)) * sizeof(float);
+    return (uint64_t)(g.groups * panels_floats(g.oc, (int64_t)g.ic * g.kh * g.kw)) * sizeof(float);
 }
 
 static void direct_pack(const irstd_node *n, float *to) {
@@ -283,13 +285,10 @@ static void direct_pack(const irstd_node *n, float *to) {
         to = pack_panels(g.bias ? g.bias + k * g.oc : NULL, g.slope ? g.slope + k * g.oc : NULL, g.oc, taps, direct_weight, &g, to);
 }
 
-static size_t direct_scratch(const irstd_node *n) {
+static uint64_t direct_scratch(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    char *at = NULL;
-    take(&at, (int64_t)g.ic * g.kh * g.kw * (int64_t)sizeof(float *));
-    take(&at, target_bytes(g.y, g.oc));
-    take(&at, lines_bytes(&g, g.ic * g.kh));
-    return (size_t)(uintptr_t)at;
+    return taken((int64_t)g.ic * g.kh * g.kw * (int64_t)sizeof(float *)) +
+           taken(target_bytes(g.y, g.oc)) + taken(lines_bytes(&g, g.ic * g.kh));
 }
 
 static void direct_run(const irstd_node *n, int64_t row, char *scratch) {
@@ -349,13 +348,10 @@ static __attribute__((noinline)) void depthwise_9(const float *const *from, cons
     depthwise_line(taps, 9, w, bias, activation, slope, clamp, addend, width, y);
 }
 
-static size_t depthwise_scratch(const irstd_node *n) {
+static uint64_t depthwise_scratch(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    char *at = NULL;
-    take(&at, (int64_t)g.kh * g.kw * (int64_t)sizeof(float *));
-    take(&at, target_bytes(g.y, 1));
-    take(&at, lines_bytes(&g, g.kh));
-    return (size_t)(uintptr_t)at;
+    return taken((int64_t)g.kh * g.kw * (int64_t)sizeof(float *)) +
+           taken(target_bytes(g.y, 1)) + taken(lines_bytes(&g, g.kh));
 }
 
 static void depthwise_run(const irstd_node *n, int64_t row, char *scratch) {
@@ -415,9 +411,9 @@ static float winograd_weight(const void *context, int channel, int64_t tap) {
     return (float)sum;
 }
 
-static size_t winograd_packed(const irstd_node *n) {
+static uint64_t winograd_packed(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    return (size_t)(g.groups * WINOGRAD_POINTS * panels_floats(g.oc, (int64_t)g.ic * g.kw)) * sizeof(float);
+    return (uint64_t)(g.groups * WINOGRAD_POINTS * panels_floats(g.oc, (int64_t)g.ic * g.kw)) * sizeof(float);
 }
 
 static void winograd_pack(const irstd_node *n, float *to) {
@@ -433,14 +429,11 @@ static int64_t winograd_line(const geometry *g) { return WINOGRAD_COLUMNS + irst
 /* Zeros, read for rows outside the image; behind them goes what lies below the result. */
 static int64_t winograd_spare(const geometry *g) { return (zeros_columns(g) + padded(g->y->width)) * (int64_t)sizeof(float); }
 
-static size_t winograd_scratch(const irstd_node *n) {
+static uint64_t winograd_scratch(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    char *at = NULL;
-    take(&at, (int64_t)g.ic * g.kw * (int64_t)sizeof(float *));
-    take(&at, winograd_spare(&g));
-    take(&at, WINOGRAD_POINTS * g.ic * winograd_line(&g) * (int64_t)sizeof(float));
-    take(&at, (int64_t)WINOGRAD_POINTS * g.oc * WINOGRAD_COLUMNS * (int64_t)sizeof(float));
-    return (size_t)(uintptr_t)at;
+    return taken((int64_t)g.ic * g.kw * (int64_t)sizeof(float *)) + taken(winograd_spare(&g)) +
+           taken(WINOGRAD_POINTS * g.ic * winograd_line(&g) * (int64_t)sizeof(float)) +
+           taken((int64_t)WINOGRAD_POINTS * g.oc * WINOGRAD_COLUMNS * (int64_t)sizeof(float));
 }
 
 /* `vectors` vectors of the six rows to the six points, each point_step apart. */
@@ -576,9 +569,9 @@ static int64_t transposed_panels(const geometry *g, float *to) {
 
 static int transposed_fits(const irstd_node *n) { return n->op == IRSTD_OP_CONV_TRANSPOSE2D; }
 
-static size_t transposed_packed(const irstd_node *n) {
+static uint64_t transposed_packed(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    return (size_t)transposed_panels(&g, NULL) * sizeof(float);
+    return (uint64_t)transposed_panels(&g, NULL) * sizeof(float);
 }
 
 static void transposed_pack(const irstd_node *n, float *to) {
@@ -593,14 +586,12 @@ static int64_t transposed_line(const geometry *g) {
     return line_before(g) + irstd_max(phase_columns(g), padded(g->x->width)) + irstd_round_up(g->left / g->sw + 1, ROW_STEP);
 }
 
-static size_t transposed_scratch(const irstd_node *n) {
+static uint64_t transposed_scratch(const irstd_node *n) {
     const geometry g = geometry_of(n);
-    char *at = NULL;
-    take(&at, (int64_t)g.ic * g.kh * g.kw * (int64_t)sizeof(float *));
-    take(&at, target_bytes(g.y, 1));
-    take(&at, g.sw * g.oc * phase_columns(&g) * (int64_t)sizeof(float));
-    take(&at, ((is_planar(g.x) ? 0 : (int64_t)g.ic * g.kh) + 1) * irstd_max(g.x->stride, transposed_line(&g)) * (int64_t)sizeof(float));
-    return (size_t)(uintptr_t)at;
+    return taken((int64_t)g.ic * g.kh * g.kw * (int64_t)sizeof(float *)) +
+           taken(target_bytes(g.y, 1)) +
+           taken(g.sw * g.oc * phase_columns(&g) * (int64_t)sizeof(float)) +
+           taken(((is_planar(g.x) ? 0 : (int64_t)g.ic * g.kh) + 1) * irstd_max(g.x->stride, transposed_line(&g)) * (int64_t)sizeof(float));
 }
 
 static void transposed_run(const irstd_node *n, int64_t row, char *scratch) {
@@ -664,9 +655,9 @@ static void transposed_run(const irstd_node *n, int64_t row, char *scratch) {
 
 static int fixed_fits(const irstd_node *n) { return n->fixed_conv != NULL; }
 
-static size_t fixed_scratch(const irstd_node *n) {
+static uint64_t fixed_scratch(const irstd_node *n) {
     const int64_t line = padded(n->i[IRSTD_CONV2D_PAD_LEFT] + n->inputs[0]->width + n->i[IRSTD_CONV2D_PAD_RIGHT]);
-    return (size_t)(irstd_round_up((n->fixed_conv->taps + 1) * (int64_t)sizeof(int16_t *), 64) +
+    return (uint64_t)(irstd_round_up((n->fixed_conv->taps + 1) * (int64_t)sizeof(int16_t *), 64) +
                     n->inputs[0]->channels * n->i[IRSTD_CONV2D_KERNEL_H] * line * (int64_t)sizeof(int16_t));
 }
 
@@ -678,7 +669,7 @@ static int projection_fits(const irstd_node *n) {
            g.kh == 1 && g.kw == 1 && g.sh == 1 && g.sw == 1 && g.x->width == g.y->width && g.x->height == g.y->height;
 }
 
-static size_t projection_scratch(const irstd_node *n) { return (size_t)padded(n->output->width) * sizeof(float); }
+static uint64_t projection_scratch(const irstd_node *n) { return (uint64_t)padded(n->output->width) * sizeof(float); }
 
 static void projection_run(const irstd_node *n, int64_t row, char *scratch) {
     const geometry g = geometry_of(n);
@@ -687,6 +678,8 @@ static void projection_run(const irstd_node *n, int64_t row, char *scratch) {
     float *sums = (float *)(void *)scratch;
     for (int o = 0; o < g.oc; o++) {
         project(from, g.x->stride, g.ic, g.weight + o * g.ic, step, g.bias ? g.bias[o] : 0, g.y->width, sums);
+        const float *addend = addend_plane(&g, row, o);
+        for (int64_t j = 0; addend && j < g.y->width; j++) sums[j] += addend[j];
         activate(sums, sums, g.y->width, g.activation, g.slope ? g.slope[o] : 0, g.clamp);
         write_plane(g.y, irstd_tensor_row(g.y, row), o, g.y->width, sums);
     }

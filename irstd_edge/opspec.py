@@ -37,7 +37,8 @@ up; sat(q) is min(max(q, -32768), 32767), a NaN becomes -32768; the steps are fl
 
     y    = min(max(rnd(x * 2^f), -2^(bits - 1)), 2^(bits - 1) - 1) / 2^f
 
-``irstd.QuantConv2d``, weights of k bits, activations of m bits; every step behind acc rounded to float32 (no fused
+``irstd.QuantConv2d``, weights of k bits, activations of m bits; inside Programs only: no adapter has it as a node, and
+the portable file holds standard operators of the same bits. Every step behind acc is rounded to float32 (no fused
 multiply-add)::
 
     q    = min(max(rne(x * inverse_step) + zero_point, low), high)   rne: half to even; a NaN becomes low
@@ -218,13 +219,15 @@ BINARY_CONV2D = Operator(
 )
 QUANT_CONV2D = Operator(
     "QuantConv2d",
-    "Uniform quantisation of the input, integer convolution, scale, bias and clamp in one node.",
+    "Uniform quantisation of the input, integer convolution, scale, bias and clamp in one node. It stands inside "
+    "Programs only: neither ONNX Runtime's nor TFLite's adapter has it as a node, and the portable file lowers it to "
+    "standard operators.",
     QUANT_CONV2D_ATTRIBUTES,
     QUANT_CONV2D_INPUTS,
 )
 FIXED_POINT = Operator(
     "FixedPoint",
-    "Round every value half up to a fixed-point grid and saturate it there; the files of today's targets hold it as "
+    "Round every value half up to a fixed-point grid and saturate it there. Outside of Programs, files hold it as "
     "standard operators.",
     (
         _int("version", None, "operator version", allowed=(OPSET_VERSION,)),

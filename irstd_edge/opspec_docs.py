@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from irstd_edge import opspec
 
 
@@ -26,7 +28,7 @@ def render() -> str:
         "```",
     ]
     for operator in opspec.OPERATORS.values():
-        lines += ["", f"## `{opspec.DOMAIN}.{operator.name}`", "", operator.doc, "", "### Inputs", "",
+        lines += ["", f"## `{opspec.DOMAIN}.{operator.name}`", "", textwrap.fill(operator.doc, 120), "", "### Inputs", "",
                   "| # | input | type | shape | optional | constant | meaning |", "|---|---|---|---|---|---|---|"]
         lines += [
             f"| {i}{' ...' if o.variadic else ''} | `{o.name}` | {o.dtype} | `{o.shape}` | "

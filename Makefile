@@ -1,8 +1,12 @@
-# make demo   export, verify, detect and benchmark on the repository's own infrared frames -> build/demo/
-# make test   the test suite, under 15 minutes on two cores
-# make figures DATA=... CLIPS=...   the figures of README and docs (needs the public data)
-# make peers  our engines and others on the same networks, each in an environment of its own -> build/peers/
-# make arm    tests and instruction counts on emulated ARM cores (Debian; packages: docs/arm.md) -> build/arm/
+# make demo      export, verify, detect and benchmark on the repository's own infrared frames -> build/demo/
+# make test      the test suite, under 15 minutes on two cores
+# make test-all  the slow tests too
+# make build     .venv and the native libraries alone -> runtimes/lib/
+# make figures DATA=... CLIPS=...   the figures of BiisNet in README (needs the public data) -> build/figures/
+# make peers     our engines and others on the same networks, each in an environment of its own -> build/peers/
+# make arm       tests and instruction counts on emulated ARM cores (Debian; packages: docs/arm.md) -> build/arm/
+# make lint      ruff
+# make clean     removes build/, .venv and the native libraries
 # Each sets up .venv by itself and builds the native libraries; python3 (3.11 or newer) and make are all they need.
 
 PYTHON ?= python3
@@ -37,7 +41,7 @@ test-all: $(VENV)/.ready
 
 build: $(VENV)/.ready
 
-# The figures of README and docs; DATA is the folder that holds NUAA-SIRST, CLIPS one of X.mp4 with boxes X.csv.
+# DATA is the folder that holds NUAA-SIRST, CLIPS one of X.mp4 with boxes X.csv.
 figures: $(VENV)/.ready
 	test -n "$(DATA)" && test -n "$(CLIPS)"
 	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out build/figures/bundle

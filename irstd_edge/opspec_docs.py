@@ -28,7 +28,8 @@ def render() -> str:
         "```",
     ]
     for operator in opspec.OPERATORS.values():
-        lines += ["", f"## `{opspec.DOMAIN}.{operator.name}`", "", textwrap.fill(operator.doc, 120), "", "### Inputs", "",
+        doc = textwrap.fill(operator.doc, 120)
+        lines += ["", f"## `{opspec.DOMAIN}.{operator.name}`", "", doc, "", "### Inputs", "",
                   "| # | input | type | shape | optional | constant | meaning |", "|---|---|---|---|---|---|---|"]
         lines += [
             f"| {i}{' ...' if o.variadic else ''} | `{o.name}` | {o.dtype} | `{o.shape}` | "

@@ -86,7 +86,7 @@ MODELS: dict[str, Model] = {
         Model("resunet-three", partial(resunet, "three"), "resunet of 16 to 256 channels", _RESUNET, "ResUNet"),
         Model("resunet-four", partial(resunet, "four"), "resunet of 32 to 512 channels", _RESUNET, "ResUNet"),
         Model("resunet-spmix", resunet, "resunet in 2 to 8 bits: fewer for coarser levels; weights trained so",
-              "reconstructed after the abstract of IEEE TGRS 2024, doi 10.1109/TGRS.2023.3346904", "ResUNet", "resunet"),
+              "reconstructed after the abstract of doi 10.1109/TGRS.2023.3346904", "ResUNet", "resunet"),
         Model("resunet-basicirstd", resunet_basicirstd, "BasicIRSTD's resunet of four levels, 16 to 128 channels",
               _BASICIRSTD, "ResUNet"),
         Model("dnanet", dnanet, "dense nested attention network of ResNet-18's depth, 16 to 256 channels", _DNANET,

@@ -29,7 +29,7 @@ from irstd_edge.checkpoints import load_network
 from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS, PROTOCOLS, Dataset
 from irstd_edge.files import replacing, write_text
-from irstd_edge.models.registry import get_model
+from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, describe_machine, evaluate_network, read_curve
@@ -137,7 +137,9 @@ def _read_record(run: Path, name: str) -> dict:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise TrainingError(f"{run}: no folder of a training run ({e})") from e
-    if record["network"] != name:
+    # A quantised network has a name of its own, beside that of the float network that it is made from.
+    trained = record["network"]
+    if trained != name and not (trained in MODELS and MODELS[trained].factory is get_model(name).factory):
         raise TrainingError(f"{run}: trains {record['network']}, not {name}")
     return record
 
@@ -253,11 +255,11 @@ Finding small targets in single grey infrared images: a probability per pixel, t
 | count | value |
 |---|---|
 | learned values (raw) | {p['raw']:,} |
-| binary / 32 + full-precision convolutions (the field's "Params") | {p['binary_div32_plus_conv']:,} |
-| binary / 32 + all other learned values | {p['binary_div32_plus_all']:,} |
+| bits of compressed weights / 32 + full-precision convolutions (the field's "Params") | {p['binary_div32_plus_conv']:,} |
+| bits of compressed weights / 32 + all other learned values | {p['binary_div32_plus_all']:,} |
 | full-precision multiply-accumulates at {height} x {width} | {c['macs']:,} |
-| binary multiply-accumulates at {height} x {width} | {c['bops']:,} |
-| OPs = full-precision + binary / 64 | {c['ops']:,.0f} |
+| BOPs (compressed layers: multiply-accumulates x weight bits x activation bits) | {c['bops']:,} |
+| OPs = full-precision + BOPs / 64 | {c['ops']:,.0f} |
 {_render_precision(card)}
 ## Accuracy
 | data | protocol | IoU | nIoU | Pd | Fa | Fa, older code | command |

@@ -4,32 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not: unit_truth
 
-
-def write_dataset(root: Path, name: str = "Synthetic", count: int = 10, seed: int = 0) -> Path:
-    """Noise with one bright 3 x 3 target an image, in the BasicIRSTD layout, the same images to train and to test."""
-    rng = np.random.default_rng(seed)
-    folder = root / name
-    for kind in ("images", "masks", "img_idx"):
-        (folder / kind).mkdir(parents=True)
-    for i in range(count):
-        image = rng.integers(60, 110, (40, 56)).astype(np.uint8)
-        mask = np.zeros_like(image)
-        row, column = rng.integers(2, 36), rng.integers(2, 50)
-        mask[row:row + 3, column:column + 3] = 255
-        image[mask > 0] = 240
-        Image.fromarray(image).save(folder / "images" / f"{i}.png")
-        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
-    for split in ("train", "test"):
-        (folder / "img_idx" / f"{split}_{name}.txt").write_text("".join(f"{i}\n" for i in range(count)))
-    return root
+from synthetic_data import write_dataset  # noqa: E402
 
 
 @pytest.fixture

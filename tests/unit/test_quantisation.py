@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_networks import NORMALISATION, SmallUNet, randomise, small_unet
+from synthetic_data import write_dataset
 from torch import nn
 
 from irstd_edge import cli, errors
@@ -48,8 +49,6 @@ def source_of(network):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A small U-Net that finds the synthetic targets: its data set's root and the folder of its run."""
-    from conftest import write_dataset
-
     folder = tmp_path_factory.mktemp("float")
     root = write_dataset(folder / "data")
     torch.manual_seed(0)

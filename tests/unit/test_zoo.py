@@ -55,6 +55,11 @@ def test_an_unfinished_run_is_described_as_such(run, synthetic):
     assert (training["epochs_done"], training["epoch_of_weights"], training["seconds"] >= 1) == (3, 2, True)
 
 
+def test_a_run_may_go_by_another_name_of_its_network(run, synthetic, monkeypatch):
+    monkeypatch.setitem(MODELS, "other", replace(MODELS["biisnet"], name="other"))
+    assert describe_runs([run], "other", synthetic, which="last")["name"] == "other"
+
+
 def test_wrong_runs_are_refused(run, synthetic, tmp_path):
     with pytest.raises(TrainingError, match="no folder of a training run"):
         describe_runs([tmp_path / "absent"], "biisnet", synthetic)

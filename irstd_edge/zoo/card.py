@@ -255,8 +255,8 @@ Finding small targets in single grey infrared images: a probability per pixel, t
 | count | value |
 |---|---|
 | learned values (raw) | {p['raw']:,} |
-| bits of compressed weights / 32 + full-precision convolutions (the field's "Params") | {p['binary_div32_plus_conv']:,} |
-| bits of compressed weights / 32 + all other learned values | {p['binary_div32_plus_all']:,} |
+| compressed bits / 32 + full-precision convolutions (the field's "Params") | {p['binary_div32_plus_conv']:,} |
+| compressed bits / 32 + all other learned values | {p['binary_div32_plus_all']:,} |
 | full-precision multiply-accumulates at {height} x {width} | {c['macs']:,} |
 | BOPs (compressed layers: multiply-accumulates x weight bits x activation bits) | {c['bops']:,} |
 | OPs = full-precision + BOPs / 64 | {c['ops']:,.0f} |

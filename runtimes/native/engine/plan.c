@@ -380,13 +380,13 @@ static uint64_t arena_bytes(const struct irstd_session *s, const schedule *p) {
 
 /* The cost of a strip in nanoseconds: every step costs a little, the more so with threads that wait for each other,
  * what does not fit the second-level cache is written and read once more, and memory that is saved is worth a little
- * time: half a nanosecond a byte. */
+ * time: half a nanosecond a byte, and less to who asks for threads. */
 static double cost(const struct irstd_session *s, const schedule *p, size_t l2, uint64_t bytes_moved) {
     if (arena_bytes(s, p) > IRSTD_MOST_BYTES) return INFINITY;
     double per_step = s->threads > 1 ? 800 : 10;
     double working_set = (double)arena_bytes(s, p), cache = 0.8 * (double)l2 * s->threads;
     double missing = working_set > cache ? (working_set - cache) / working_set : 0;
-    return per_step * p->count + missing * (double)bytes_moved / 60.0 + 0.5 * (double)p->arena;
+    return per_step * p->count + missing * (double)bytes_moved / 60.0 + (s->threads > 1 ? 0.1 : 0.5) * (double)p->arena;
 }
 
 irstd_status irstd_plan(struct irstd_session *s, irstd_error *error) {

@@ -50,7 +50,7 @@ def models(json_file: Path | None) -> None:
 
 def describe_models() -> list[dict]:
     """Every network of the registry: name, family, summary, source, float_twin, teacher, params, macs, bops, ops,
-    input, metrics by data set. Counted on PyTorch's meta device: nothing is computed."""
+    input, metrics by data set. Counted on PyTorch's meta device, where nothing is computed; quantised ones on the CPU."""
     import torch
 
     from irstd_edge.checkpoints import form_of
@@ -60,9 +60,13 @@ def describe_models() -> list[dict]:
 
     entries = []
     for m in MODELS.values():
-        with torch.device("meta"):
-            network, weights = m.factory(), zoo_weights(m.name)
-            complexity = measure_complexity(form_of(network, weights) if weights else network).as_dict()
+        weights = zoo_weights(m.name)
+        # A quantised form has steps, which the meta device does not hold.
+        network = form_of(m.factory(), weights) if weights else None
+        if getattr(network, "conversion", None) is None:
+            with torch.device("meta"):
+                network = m.factory()
+        complexity = measure_complexity(network).as_dict()
         entries.append({
             "name": m.name, "family": m.family, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
             "teacher": m.teacher, **complexity, "metrics": (zoo_card(m.name) or {}).get("metrics", {})})

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import load_network
+from irstd_edge.checkpoints import form_of, load_network
 from irstd_edge.complexity import count_parameters
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.quant import QuantConv2d
@@ -167,7 +167,7 @@ def test_the_zoo_is_consistent(name):
         pytest.skip(f"{name} has no weights in this release")
     assert card["weights"]["sha256"] == sha256(weights)
     assert (ZOO / f"{name}.md").read_text() == render(card)
-    assert card["complexity"]["params"] == count_parameters(get_model(name).factory()).__dict__
+    assert card["complexity"]["params"] == count_parameters(form_of(get_model(name).factory(), weights)).__dict__
     loaded = load_network(name)
     assert loaded.preprocessing.mean == card["normalisation"]["mean"] and loaded.checkpoint_sha256 == sha256(weights)
     assert card["source"] == get_model(name).source

@@ -50,7 +50,8 @@ def models(json_file: Path | None) -> None:
 
 def describe_models() -> list[dict]:
     """Every network of the registry: name, family, summary, source, float_twin, teacher, params, macs, bops, ops,
-    input, metrics by data set. Counted on PyTorch's meta device, where nothing is computed; quantised ones on the CPU."""
+    input, metrics by data set. Counted on PyTorch's meta device, where nothing is computed; quantised
+    ones on the CPU."""
     import torch
 
     from irstd_edge.checkpoints import form_of

@@ -23,6 +23,13 @@ from torch import nn
 from irstd_edge.benchmarks.peers.works import export
 
 ISAS = ("avx2", "avx512", "neon")
+MODULE = "irstd_edge.benchmarks.kernels.networks"
+
+
+def parse(name: str) -> tuple[str, tuple[int, int] | None]:
+    """``resunet-w4a4`` as ``resunet`` and bits of weights and inputs, (4, 4); None where the network stays float."""
+    plain, *bits = re.fullmatch(r"(.*?)(?:-w(\d)a(\d))?", name).groups()
+    return plain, None if bits[0] is None else (int(bits[0]), int(bits[1]))
 
 
 def network(name: str) -> nn.Module:
@@ -31,7 +38,7 @@ def network(name: str) -> nn.Module:
     from irstd_edge.nn.convert import assign, convert, trace
     from irstd_edge.nn.quant import QuantConv2d
 
-    plain, bits = re.fullmatch(r"(.*?)(?:-w(\d)a(\d))?", name).group(1), re.search(r"-w(\d)a(\d)$", name)
+    plain, bits = parse(name)
     torch.manual_seed(0)
     made = get_model(plain).factory()
     for module in made.modules():
@@ -39,13 +46,12 @@ def network(name: str) -> nn.Module:
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
     made.eval()
-    if not bits:
+    if bits is None:
         return made
     seen = trace(made, (64, 64))
     layers = [n for n, m in made.named_modules() if type(m) is nn.Conv2d]
     image_layers = {n for n in layers if made.get_submodule(n).in_channels == 1}
-    pair = tuple(map(int, bits.groups()))
-    made = convert(made, assign(dict.fromkeys(layers, pair), {n: n in image_layers for n in layers}, seen.folded))
+    made = convert(made, assign(dict.fromkeys(layers, bits), {n: n in image_layers for n in layers}, seen.folded))
     x = torch.randn(1, 1, 64, 64)
     hooks = [m.register_forward_pre_hook(lambda m, inputs: m.calibrate(inputs[0]))
              for m in made.modules() if isinstance(m, QuantConv2d)]
@@ -69,10 +75,9 @@ def runs(name: str, size: int, folder: Path) -> tuple[dict[str, Callable], str]:
 
     from irstd_edge.runtimes.native import Engine, EngineError
 
-    plain = re.sub(r"-w\d+a\d+$", "", name)
-    for label, target in {plain: "portable", name: "native"}.items() if plain != name else [(name, "native,portable")]:
-        export(f"{__name__ if __name__ != '__main__' else 'irstd_edge.benchmarks.kernels.networks'}:"
-               f"{label.replace('-', '_')}", target, folder / label, own=True, size=size)
+    plain, bits = parse(name)
+    for label, targets in {plain: "portable", name: "native"}.items() if bits else [(name, "native,portable")]:
+        export(f"{MODULE}:{label.replace('-', '_')}", targets, folder / label, own=True, size=size)
     file = folder / name / "model.irstd"
     x = np.random.default_rng(0).standard_normal((1, size, size)).astype(np.float32)
     options = onnxruntime.SessionOptions()
@@ -106,7 +111,7 @@ def main(networks: tuple[str, ...], rounds: int) -> None:
         name, _, size = text.partition(":")
         with tempfile.TemporaryDirectory() as folder:
             jobs, facts = runs(name, int(size or 256), Path(folder))
-            if not re.search(r"-w\d+a\d+$", name):
+            if parse(name)[1] is None:
                 expected = jobs["onnxruntime"]()
                 for engine, job in jobs.items():
                     np.testing.assert_allclose(job(), expected, atol=1e-5, err_msg=engine)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from irstd_edge.export.passes.graph import (
     BIAS,
     SCALE,
-    absorb,
+    absorb_affine,
     affine_of,
     binary_nodes,
-    constant,
-    set_constant,
     sole_user,
     spec_of,
 )
@@ -49,11 +46,7 @@ def _fold(node: ir.Node) -> bool:
     affine = affine_of(follower, result, spec.out_channels) if is_plain(spec) else None
     if affine is None or _is_activation_shift(follower):
         return False
-    gain, offset = (a.astype(np.float64) for a in affine)
-    scale, bias = constant(node.inputs[SCALE]), constant(node.inputs[BIAS])
-    set_constant(node, SCALE, (gain * scale).astype(np.float32), "scale")
-    set_constant(node, BIAS, (gain * bias + offset).astype(np.float32), "bias")
-    absorb(node, follower)
+    absorb_affine(node, follower, affine, SCALE, BIAS)
     return True
 
 

@@ -12,12 +12,11 @@ from irstd_edge.export.passes.graph import (
     QUANT_BIAS,
     QUANT_SCALE,
     absorb,
+    absorb_affine,
     affine_of,
-    constant,
     quant_nodes,
     quant_spec_of,
     set_attribute,
-    set_constant,
     sole_user,
 )
 
@@ -44,11 +43,7 @@ def _fold_affine(node: ir.Node) -> bool:
     affine = affine_of(follower, result, spec.out_channels) if (spec.clamp_min, spec.clamp_max) == (-inf, inf) else None
     if affine is None:
         return False
-    gain, offset = (a.astype(np.float64) for a in affine)
-    scale, bias = constant(node.inputs[QUANT_SCALE]), constant(node.inputs[QUANT_BIAS])
-    set_constant(node, QUANT_SCALE, (gain * scale).astype(np.float32), "scale")
-    set_constant(node, QUANT_BIAS, (gain * bias + offset).astype(np.float32), "bias")
-    absorb(node, follower)
+    absorb_affine(node, follower, affine, QUANT_SCALE, QUANT_BIAS)
     return True
 
 

@@ -193,3 +193,13 @@ def affine_of(node: ir.Node | None, source: ir.Value, channels: int) -> tuple[np
         # A power of two has an exact reciprocal; any other divisor would round twice.
         return (one / value, zero) if np.all(np.frexp(np.abs(value))[0] == 0.5) else None
     return one, value if node.op_type == "Add" else -value
+
+
+def absorb_affine(node: ir.Node, follower: ir.Node, affine: tuple[np.ndarray, np.ndarray], scale: int,
+                  bias: int) -> None:
+    """Fold ``affine``, what ``follower`` does to the output, into the constants ``scale`` and ``bias`` (inputs)."""
+    gain, offset = (a.astype(np.float64) for a in affine)
+    old_scale, old_bias = constant(node.inputs[scale]), constant(node.inputs[bias])
+    set_constant(node, scale, (gain * old_scale).astype(np.float32), "scale")
+    set_constant(node, bias, (gain * old_bias + offset).astype(np.float32), "bias")
+    absorb(node, follower)

@@ -98,6 +98,29 @@ class Builder:
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 
 
+def side(g: dict, axis: str, size: int) -> int:
+    """Height (``h``) or width (``w``) of what a window of this geometry makes of an image."""
+    pads = g["pad_top"] + g["pad_bottom"] if axis == "h" else g["pad_left"] + g["pad_right"]
+    return out_side(size, g[f"kernel_{axis}"], g[f"stride_{axis}"], g[f"dilation_{axis}"], pads)
+
+
+def geometry(draw, size: tuple[int, int]) -> dict:
+    """Kernel, stride, dilation and padding of a convolution that fits an image."""
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (3, 1), (1, 5), (2, 3), (5, 2)]))
+    some = st.sampled_from([1, 1, 1, 2, 3])
+    g = {"kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": draw(some), "stride_w": draw(some),
+         "dilation_h": draw(some), "dilation_w": draw(some)}
+    if draw(st.booleans()):
+        pads = [g["dilation_h"] * (kernel[0] - 1) // 2, g["dilation_w"] * (kernel[1] - 1) // 2] * 2
+    else:
+        pads = [draw(st.integers(0, 3)) for _ in range(4)]
+    g |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True))
+    for axis, n in zip("hw", size, strict=True):
+        if side(g, axis, n) < 1:
+            g[f"kernel_{axis}"] = g[f"dilation_{axis}"] = 1
+    return g
+
+
 class _Network:
     """Draws binary layers behind each other; sizes of the tensors are known."""
 
@@ -131,25 +154,7 @@ class _Network:
         return "grid" if self.easy else self.draw(st.sampled_from(["grid", "grid", "grid", "any", "special"]))
 
     def geometry(self) -> dict:
-        draw = self.draw
-        kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (3, 1), (1, 5), (2, 3), (5, 2)]))
-        some = st.sampled_from([1, 1, 1, 2, 3])
-        g = {"kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": draw(some), "stride_w": draw(some),
-             "dilation_h": draw(some), "dilation_w": draw(some)}
-        if draw(st.booleans()):
-            pads = [g["dilation_h"] * (kernel[0] - 1) // 2, g["dilation_w"] * (kernel[1] - 1) // 2] * 2
-        else:
-            pads = [draw(st.integers(0, 3)) for _ in range(4)]
-        g |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True))
-        for axis, size in zip("hw", self.size, strict=True):
-            if self.side(g, axis, size) < 1:
-                g[f"kernel_{axis}"] = g[f"dilation_{axis}"] = 1
-        return g
-
-    @staticmethod
-    def side(g: dict, axis: str, size: int) -> int:
-        pads = g["pad_top"] + g["pad_bottom"] if axis == "h" else g["pad_left"] + g["pad_right"]
-        return out_side(size, g[f"kernel_{axis}"], g[f"stride_{axis}"], g[f"dilation_{axis}"], pads)
+        return geometry(self.draw, self.size)
 
     def residual(self, out: int, grid: int, g: dict, size: tuple[int, int]) -> int:
         """x itself where it fits, else a tensor made from the second input by a layer of the same geometry."""
@@ -202,7 +207,7 @@ class _Network:
                      "special": lambda: rng.choice(np.append(SPECIAL, [1.0, 0.5, -0.25, 255 / 256]), out)}[kinds[3]]()
             shifts = [self.numbers(kinds[4], out, bits, 200) for _ in range(2)]
             constants["activation_parameters"] = np.float32([shifts[0], slope, shifts[1]])
-        size = (self.side(g, "h", self.size[0]), self.side(g, "w", self.size[1]))
+        size = (side(g, "h", self.size[0]), side(g, "w", self.size[1]))
         mode = draw(st.sampled_from([0, 1, 1] if self.easy else [0, 0, 1, 1, 2]))
         residual = self.residual(out, grid, g, size) if mode else None
         kernel = (g.pop("kernel_h"), g.pop("kernel_w"))
@@ -585,22 +590,6 @@ def float_networks(draw) -> tuple[Program, list[np.ndarray]]:
 QUANT_WORK = 400_000  # multiply-accumulates of a quantised layer, about
 
 
-def _quant_geometry(draw, size) -> dict:
-    some = st.sampled_from([1, 1, 1, 2, 3])
-    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (3, 1), (1, 5), (2, 3)]))
-    g = {"kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": draw(some), "stride_w": draw(some),
-         "dilation_h": draw(some), "dilation_w": draw(some)}
-    if draw(st.booleans()):
-        pads = [g["dilation_h"] * (kernel[0] - 1) // 2, g["dilation_w"] * (kernel[1] - 1) // 2] * 2
-    else:
-        pads = [draw(st.integers(0, 3)) for _ in range(4)]
-    g |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True))
-    for axis, n in zip("hw", size, strict=True):
-        if _Network.side(g, axis, n) < 1:
-            g[f"kernel_{axis}"] = g[f"dilation_{axis}"] = 1
-    return g
-
-
 def _quantiser(draw) -> tuple[tuple[int, int], dict]:
     bits = draw(st.integers(1, 8)), draw(st.integers(1, 8))
     signed = bits[1] > 1 and draw(st.booleans())
@@ -632,7 +621,7 @@ def quant_networks(draw) -> tuple[Program, list[np.ndarray]]:
             inputs = (*(b.add("Activation", x, b.tensors[x].channels, activation=1)
                         for _ in range(1 if before == "two" else 2)), x)
         channels = sum(b.tensors[i].channels for i in (inputs if isinstance(inputs, tuple) else (inputs,)))
-        g = _quant_geometry(draw, size)
+        g = geometry(draw, size)
         divisors = [d for d in range(1, channels + 1) if channels % d == 0]
         groups = draw(st.sampled_from([1, 1, 1, *divisors])) if isinstance(inputs, int) else 1
         most = max(1, QUANT_WORK // (channels // groups * g["kernel_h"] * g["kernel_w"] * size[0] * size[1]))
@@ -642,8 +631,8 @@ def quant_networks(draw) -> tuple[Program, list[np.ndarray]]:
             a |= {"clamp_min": 0.0, "clamp_max": draw(st.sampled_from([float("inf"), 6.0]))}
         kernel = (g.pop("kernel_h"), g.pop("kernel_w"))
         x = b.quant(rng, inputs, out, kernel, bits, groups, **a, **g)
-        size = (_Network.side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "h", size[0]),
-                _Network.side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "w", size[1]))
+        size = (side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "h", size[0]),
+                side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "w", size[1]))
         if draw(st.integers(0, 3)) == 0:
             outputs.append(x)
     if draw(st.booleans()) and {n.operator for n in b.nodes} <= {"QuantConv2d", "FixedPoint"}:

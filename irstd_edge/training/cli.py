@@ -23,13 +23,13 @@ _CURVES_SECONDS = 60
 def data(root: Path | None) -> None:
     console = Console()
     table = Table(title="Public data sets (none is part of this package)")
-    for name in ("data set", "train", "test", "mean", "std", "get it from"):
-        table.add_column(name, justify="right" if name in ("train", "test", "mean", "std") else "left",
-                         overflow="fold")
+    for name in ("data set", "train", "test", "mean", "std"):
+        table.add_column(name, justify="left" if name == "data set" else "right")
     for d in DATASETS.values():
-        table.add_row(d.name, str(d.train), str(d.test), f"{d.normalisation.mean:.4f}", f"{d.normalisation.std:.4f}",
-                      d.source)
+        table.add_row(d.name, str(d.train), str(d.test), f"{d.normalisation.mean:.4f}", f"{d.normalisation.std:.4f}")
     console.print(table)
+    for d in DATASETS.values():  # whole addresses, to click on or copy
+        console.print(f"{d.name}: {d.source}", highlight=False, soft_wrap=True)
     console.print("Layout (BasicIRSTD): ROOT/NAME/images/X.png, ROOT/NAME/masks/X.png, "
                   "ROOT/NAME/img_idx/{train,test}_NAME.txt\nSplits: https://github.com/XinyiYing/BasicIRSTD. "
                   "Any folder of this layout can be used by its name.", highlight=False, soft_wrap=True)

@@ -224,6 +224,20 @@ def load_network(
     return LoadedNetwork(name, factory, network.eval(), Preprocessing(mean, std, multiple), threshold, digest)
 
 
+def initial_weights(factory: str, checkpoint: Path, allow_pickle: bool = False, from_layout: str | None = None
+                    ) -> dict[str, torch.Tensor]:
+    """Weights of a file to start a training from, under the names of the network; not checked against it yet.
+
+    Arguments are those of :func:`load_network`. A foreign first convolution expects the layout's normalisation; what
+    the training set's own differs by is left to the training. Raises :class:`CheckpointError`.
+    """
+    tensors = read_checkpoint(checkpoint, allow_pickle)
+    if from_layout is None:
+        return tensors
+    _check_layout(from_layout, factory, checkpoint)
+    return convert(tensors, build_network(factory).state_dict(), LAYOUTS[from_layout])[0]
+
+
 def open_bundle_network(bundle: Bundle) -> nn.Module:
     """The PyTorch network of a bundle (training form, evaluation mode) with the bundle's own weights.
 

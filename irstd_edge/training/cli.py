@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from irstd_edge.data import DATASETS, DataError, check_dataset
+from irstd_edge.layouts import LAYOUTS
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
@@ -68,6 +69,8 @@ def _run_options(command):
         click.option("--seed", "seeds", type=click.IntRange(0), multiple=True,
                      help="Seed in place of the recipe's; repeatable, each is a run."),
         click.option("--init", "initial", type=_PATH, help="Weights to start from."),
+        click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+                     help="Whose public checkpoint --init is: its keys are mapped onto the network here."),
         click.option("--allow-pickle", is_flag=True,
                      help="Let --init and a teacher's checkpoint be pickles, which can run code."),
     )):
@@ -99,8 +102,8 @@ def train(recipes, **options) -> None:
               help="msa: feature maps, guided by spatial attention; semantic: tokens, through self-attention.")
 @click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over that of the loss.")
 @click.option("--attention", type=click.FloatRange(0), help="Of msa: what the most salient place counts more.")
-def distill(recipe, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, allow_pickle,
-            student, **table) -> None:
+def distill(recipe, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, from_layout,
+            allow_pickle, student, **table) -> None:
     from dataclasses import replace
 
     from irstd_edge.training.recipe import Recipe, RecipeError
@@ -120,16 +123,16 @@ def distill(recipe, root, out, resume, device, precision, threads, minutes, epoc
     if student:
         settings = replace(settings, network=student)
     _train([(Path(recipe).stem, settings)], root, out, resume, device, precision, threads, minutes, epochs, seeds,
-           initial, allow_pickle)
+           initial, from_layout, allow_pickle)
 
 
-def _train(recipes, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, allow_pickle,
-           compile_network=False) -> None:
+def _train(recipes, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, from_layout,
+           allow_pickle, compile_network=False) -> None:
     from dataclasses import replace
 
     import torch
 
-    from irstd_edge.checkpoints import read_checkpoint
+    from irstd_edge.checkpoints import initial_weights
     from irstd_edge.errors import MissingError
     from irstd_edge.plots import require_matplotlib
     from irstd_edge.training.curves import plot_curves
@@ -153,7 +156,8 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, epoc
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    weights = read_checkpoint(initial, allow_pickle) if initial else None
+    if from_layout and not initial:
+        raise click.UsageError("--from-layout is of the weights that --init names: give both")
     cache: dict = {}
 
     with process_group(device) as own_device:
@@ -161,7 +165,8 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, epoc
         if size > 1 and len(recipes) > 1:
             raise click.UsageError("torchrun shares one run among its processes: give one recipe and one seed")
         runs = [Run(r, root, folder, device=own_device, precision=precision, compile_network=compile_network,
-                    resume=resume, initial=weights, allow_pickle=allow_pickle, cache=cache)
+                    resume=resume, initial=initial and initial_weights(r.network, initial, allow_pickle, from_layout),
+                    allow_pickle=allow_pickle, cache=cache)
                 for (_, r), folder in zip(recipes, folders, strict=True)]
         with _progress(visible=rank == 0) as progress:
             tasks = {id(run): progress.add_task(name, total=run.recipe.epochs, completed=run.epoch, loss="",

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from irstd_edge import checkpoints
 from irstd_edge.checkpoints import CheckpointError, load_network, load_weights
@@ -12,6 +13,7 @@ from irstd_edge.models.dnanet import DNANet
 from irstd_edge.models.mshnet import MSHNet
 from irstd_edge.models.registry import MODELS
 from irstd_edge.models.resunet import ResUNet
+from irstd_edge.training.cli import train
 
 
 def bn(name, channels):
@@ -175,6 +177,26 @@ def test_every_layout_loads(tmp_path, layout, network, keys, file):
     assert torch.equal(state[deep], tensors[source])
     expected = (100, 30) if given else (0.449 * 255, 0.226 * 255)
     assert (loaded.preprocessing.mean, loaded.preprocessing.std) == pytest.approx(expected)
+
+
+def test_a_training_starts_from_a_public_checkpoint(tmp_path):
+    layout, network, keys, file = CHECKPOINTS[5]
+    write(tmp_path / "a.pth.tar", random_tensors(keys), **file)
+    initial = checkpoints.initial_weights(network, tmp_path / "a.pth.tar", True, layout)
+    started = checkpoints.build_network(network)
+    load_weights(started, initial)
+    evaluated = load_network(network, checkpoint=tmp_path / "a.pth.tar", allow_pickle=True, from_layout=layout)
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(started.eval()(x), evaluated.network(x))
+    with pytest.raises(CheckpointError, match="hold acm"):
+        checkpoints.initial_weights(network, tmp_path / "a.pth.tar", True, "basicirstd")
+
+
+def test_a_layout_without_initial_weights_is_refused(tmp_path):
+    done = CliRunner().invoke(train, ["resunet-nuaa", "--root", str(tmp_path), "--out", str(tmp_path / "run"),
+                                      "--from-layout", "dnanet"])
+    assert done.exit_code == 2
+    assert "--init" in done.output
 
 
 def test_the_lists_cover_every_layout_and_network():

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from irstd_edge.benchmarks.peers import native_layer, works
+from irstd_edge.benchmarks.peers.engines import ENGINES
 
 from .emulate import BUILD, CORES, NATIVE, Count, compile_program, cross_build, emulate
 
@@ -25,7 +26,7 @@ def model(work: str) -> Path:
         folder.mkdir()
         (folder / "model.irstd").write_bytes(native_layer.layer_program(works.WORKS[work].shape[0]))
     else:
-        works.export(work, "native", folder)
+        works.export(ENGINES[ENGINE].forms.get(work, work), "native", folder)
     return folder / "model.irstd"
 
 

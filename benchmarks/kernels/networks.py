@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from irstd_edge.benchmarks.peers.models import quantised
 from irstd_edge.benchmarks.peers.works import export
 
 ISAS = ("avx2", "avx512", "neon")
@@ -35,8 +36,6 @@ def parse(name: str) -> tuple[str, tuple[int, int] | None]:
 def network(name: str) -> nn.Module:
     """A registered network with random weights and statistics; ``-wKaM``: quantised, steps from one random image."""
     from irstd_edge.models.registry import get_model
-    from irstd_edge.nn.convert import assign, convert, trace
-    from irstd_edge.nn.quant import QuantConv2d
 
     plain, bits = parse(name)
     torch.manual_seed(0)
@@ -48,18 +47,7 @@ def network(name: str) -> nn.Module:
     made.eval()
     if bits is None:
         return made
-    seen = trace(made, (64, 64))
-    layers = [n for n, m in made.named_modules() if type(m) is nn.Conv2d]
-    image_layers = {n for n in layers if made.get_submodule(n).in_channels == 1}
-    made = convert(made, assign(dict.fromkeys(layers, bits), {n: n in image_layers for n in layers}, seen.folded))
-    x = torch.randn(1, 1, 64, 64)
-    hooks = [m.register_forward_pre_hook(lambda m, inputs: m.calibrate(inputs[0]))
-             for m in made.modules() if isinstance(m, QuantConv2d)]
-    with torch.no_grad():
-        made.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    return made
+    return quantised(made, bits, torch.randn(1, 1, 64, 64))
 
 
 def __getattr__(name: str) -> Callable[[], nn.Module]:
@@ -77,7 +65,7 @@ def runs(name: str, size: int, folder: Path) -> tuple[dict[str, Callable], str]:
 
     plain, bits = parse(name)
     for label, targets in {plain: "portable", name: "native"}.items() if bits else [(name, "native,portable")]:
-        export(f"{MODULE}:{label.replace('-', '_')}", targets, folder / label, own=True, size=size)
+        export(f"{MODULE}:{label.replace('-', '_')}", targets, folder / label, size=size)
     file = folder / name / "model.irstd"
     x = np.random.default_rng(0).standard_normal((1, size, size)).astype(np.float32)
     options = onnxruntime.SessionOptions()

@@ -11,10 +11,11 @@ from irstd_edge.benchmarks.peers.works import WORKS, Work
 BASE = "ort-fp32"
 #: Largest deviation from the reference, as a share of the reference's own deviation (root mean squares). With random
 #: weights int8 is far from exact: this asks whether an engine computes the network at all.
-TOLERANCES = {"fp32": 1e-3, "int8": 0.4, "binary": 1e-2}
+TOLERANCES = {"fp32": 1e-3, "int8": 0.4, "binary": 1e-2, "mixed": 1e-2}
 
 _FLOAT = tuple(name for name, work in WORKS.items() if work.factory)
 _LAYERS = tuple(name for name, work in WORKS.items() if work.is_layer)
+_NETWORKS = tuple(name for name in _FLOAT if name not in _LAYERS)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Engine:
     """One row per work.
 
     ``environment`` is None for ours, whose ``adapter`` is the artefact's kind; ``forced`` maps an instruction set to
-    the variables that hold the engine to it; an engine without chooses by itself (``isa`` is then ``auto``).
+    the variables that hold the engine to it; an engine without chooses by itself (``isa`` is then ``auto``); ``forms``:
+    of works, what is run in place of the float network, by name or ``module:factory``.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Engine:
     works: tuple[str, ...]
     forced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     note: str | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -41,8 +44,12 @@ class Engine:
         return work.name in self.works
 
 
-def _ours(kind: str, *works: str) -> Engine:
-    return Engine(f"irstd-{kind}", None, kind, "binary", ("biisnet", "unet", *works), {"avx2": {"IRSTD_ISA": "avx2"}})
+_MODELS = f"{__package__}.models"
+
+
+def _ours(name: str, precision: str, *works: str, note: str | None = None, **forms: str) -> Engine:
+    kind = name.split("-")[1]
+    return Engine(name, None, kind, precision, works, {"avx2": {"IRSTD_ISA": "avx2"}}, note, forms)
 
 
 def _peer(name: str, precision: str, note: str | None = None, **forced) -> Engine:
@@ -54,9 +61,12 @@ _ONEDNN = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
 ENGINES: dict[str, Engine] = {
     e.name: e
     for e in (
-        _ours("native", *_LAYERS),
-        _ours("onnx"),
-        _ours("tflite"),
+        _ours("irstd-native", "binary", "biisnet", "unet", *_LAYERS, unet=f"{_MODELS}:binary_unet"),
+        _ours("irstd-onnx", "binary", "biisnet", "unet", unet=f"{_MODELS}:binary_unet"),
+        _ours("irstd-tflite", "binary", "biisnet", "unet", unet=f"{_MODELS}:binary_unet"),
+        _ours("irstd-native-fp32", "fp32", *_NETWORKS, **{w: f"{_MODELS}:{WORKS[w].factory}" for w in _NETWORKS}),
+        _ours("irstd-native-int8", "int8", *_NETWORKS, **{w: f"{_MODELS}:{WORKS[w].factory}_int8" for w in _NETWORKS}),
+        _ours("irstd-native-spmix", "mixed", "resunet", resunet="resunet-spmix", note="2.3 bits by 3.7 on average"),
         _peer("ort", "fp32"),
         _peer("ort", "int8", "float in and out"),
         _peer("litert", "fp32"),

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from irstd_edge.models.biisnet import biisnet_float as make_biisnet_float
+from irstd_edge.models.mdpnet import mdpnet as make_mdpnet
 from irstd_edge.nn.binary import DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FloatUnit, grid_of
+from irstd_edge.nn.convert import assign, convert, trace
+from irstd_edge.nn.quant import QuantConv2d
 
 _SEED = 20261121
 #: Deviation and mean of the logits over a real frame.
@@ -93,7 +96,7 @@ class BinaryResidualUNet(nn.Module):
 @torch.no_grad()
 def _settled(network: nn.Module) -> nn.Module:
     """In evaluation, its BN statistics and its head fitted to a frame-like input."""
-    x = F.avg_pool2d(torch.randn(1, 1, 260, 260), 5, stride=1)[..., :256, :256] * 5
+    x = _frame_like()
     for module in network.modules():
         if isinstance(module, FloatUnit | DotBinaryConv2d):
             module.norm.momentum = None
@@ -109,6 +112,25 @@ def _settled(network: nn.Module) -> nn.Module:
     network.head.bias.mul_(gain).add_(mean - gain * float(logits.mean()))
     network.head.weight.mul_(gain)
     return network
+
+
+@torch.no_grad()
+def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) -> nn.Module:
+    """A float network in evaluation with all convolutions quantised, steps from one image ``[1, 1, H, W]``."""
+    seen = trace(network, tuple(image.shape[2:]))
+    layers = [n for n, m in network.named_modules() if type(m) is nn.Conv2d]
+    signed = {n: network.get_submodule(n).in_channels == 1 for n in layers}
+    made = convert(network, assign(dict.fromkeys(layers, bits), signed, seen.folded)).eval()
+    hooks = [m.register_forward_pre_hook(lambda m, inputs: m.calibrate(inputs[0]))
+             for m in made.modules() if isinstance(m, QuantConv2d)]
+    made(image)
+    for hook in hooks:
+        hook.remove()
+    return made
+
+
+def _frame_like() -> torch.Tensor:
+    return F.avg_pool2d(torch.randn(1, 1, 260, 260), 5, stride=1)[..., :256, :256] * 5
 
 
 def _seeded(make) -> nn.Module:
@@ -130,6 +152,35 @@ def unet() -> nn.Module:
 def binary_unet() -> nn.Module:
     """:class:`BinaryResidualUNet`."""
     return _seeded(lambda: _settled(BinaryResidualUNet()))
+
+
+def resunet() -> nn.Module:
+    """ResUNet with the weights of the zoo."""
+    from irstd_edge.checkpoints import load_network  # needs more than the engines' environments have
+
+    return load_network("resunet").network
+
+
+@torch.no_grad()
+def mdpnet() -> nn.Module:
+    """MDPNet, its BN statistics those of a frame-like input."""
+    def make() -> nn.Module:
+        network = make_mdpnet().train()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        network(_frame_like())
+        return network.eval()
+
+    return _seeded(make)
+
+
+def __getattr__(name: str):
+    """``resunet_int8`` makes the network of ``resunet`` with all its convolutions in 8 bits."""
+    make = None if name.startswith("_") else globals().get(name.removesuffix("_int8"))
+    if not name.endswith("_int8") or make is None:
+        raise AttributeError(name)
+    return lambda: _seeded(lambda: quantised(make(), (8, 8), _frame_like()))
 
 
 def convolution(channels: int) -> nn.Module:

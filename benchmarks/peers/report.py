@@ -49,7 +49,8 @@ def plot(document: dict, file: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.bar_label(axis.containers[-1], [f" {v:.3g}" for v in values], fontsize=7, padding=6)
-    axes[-1, 0].set_xlabel(f"ms, one thread, p50 with p10 to p90; {document['machine']['cpu']}", fontsize=8)
+    threads = document["measurement"]["threads"]
+    axes[-1, 0].set_xlabel(f"ms, threads: {threads}, p50 with p10 to p90; {document['machine']['cpu']}", fontsize=8)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

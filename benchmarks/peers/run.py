@@ -28,6 +28,8 @@ MEMORY_METHOD = (
     "the timed runs, less what was resident before the model was opened, the engine's library loaded"
 )
 CONVERT_SECONDS = 900
+#: Networks of these precisions are others than the float ones: they are compared with PyTorch's output of their own.
+_OWN_REFERENCE = {"binary", "mixed"}
 _CAUGHT = (*FAILURES, environments.EnvironmentFailed, WorkError, OSError, subprocess.SubprocessError)
 
 
@@ -38,6 +40,7 @@ class Options:
     works: tuple[str, ...] = tuple(WORKS)
     engines: tuple[str, ...] = tuple(ENGINES)
     rounds: int = 40
+    threads: int = 1
     isa: str | None = None
     seed: int = 0
     out: Path = Path("build/peers")
@@ -68,7 +71,7 @@ class _Entry:
 def run(options: Options, command: str, progress: Callable[[str], None] = lambda text: None) -> dict:
     """The document of ``peers.json``. Raises :class:`~irstd_edge.benchmarks.peers.rows.RowError` for foreign rows."""
     others = rows.read(options.others)
-    cores = conditions.choose_cores(1)
+    cores = conditions.choose_cores(options.threads)
     before, found = conditions.snapshot(), []
     for family in dict.fromkeys(WORKS[name].family for name in options.works):
         entries = [
@@ -86,7 +89,8 @@ def run(options: Options, command: str, progress: Callable[[str], None] = lambda
         "conditions": {"before": before, "after": after},
         "flags": conditions.flags_of(before, after, device, cores),
         "measurement": {
-            "rounds": options.rounds, "seed": options.seed, "isa": options.isa, "threads": 1, "cores": cores,
+            "rounds": options.rounds, "seed": options.seed, "isa": options.isa, "threads": options.threads,
+            "cores": cores,
             "burst_seconds": measure.BURST_SECONDS, "warmup_runs": measure.WARMUP_RUNS,
             "warmup_seconds": measure.WARMUP_SECONDS, "memory_method": MEMORY_METHOD,
             "tolerances": TOLERANCES,
@@ -136,10 +140,10 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
         environ = environments.variables(python, envs) | forced
     elif engine.ours:
         shutil.rmtree(folder, ignore_errors=True)
-        works.export(work.name, engine.adapter, folder)
-        if work.name in works.BINARISED:
-            reference = works.binarised_reference(work, np.load(source / "inputs.npz")["check"])
-            np.save(folder / "reference.npy", reference)
+        form = engine.forms.get(work.name, work.name)
+        works.export(form, engine.adapter, folder, size=work.shape[1])
+        if engine.precision in _OWN_REFERENCE:
+            np.save(folder / "reference.npy", works.reference_of(form, np.load(source / "inputs.npz")["check"]))
         python, module, artefact, opener = Path(sys.executable), ["-m", WORKER], engine.adapter, measure.DEFAULT_OPENER
         environ = environments.variables(python, envs) | forced
     else:
@@ -148,13 +152,14 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
         adapter = f"{__package__}.adapters.{engine.adapter}"
         _convert(python, environ, adapter, source, folder, engine)
         module, artefact, opener = [*_bootstrap(), WORKER], engine.precision, f"{adapter}:open_session"
-    candidate = measure.Candidate(work.name, artefact, 1, str(folder), tuple(cores), opener)
+    candidate = measure.Candidate(work.name, artefact, options.threads, str(folder), tuple(cores), opener)
     entry.worker = PeerWorker(candidate, [str(python), *module], environ)
     x = source / "timed.npy"
     np.save(x, np.load(source / "inputs.npz")["check"][:1])
     try:
         opened = entry.worker.ask(
-            "open", bundle=str(folder), artefact=artefact, threads=1, cores=cores, input=str(x), opener=opener
+            "open", bundle=str(folder), artefact=artefact, threads=options.threads, cores=cores, input=str(x),
+            opener=opener,
         )
     except FAILURES:
         entry.worker.close()

@@ -1,4 +1,4 @@
-"""What the engines run: two networks and three layers, written as files that every engine's converter can read."""
+"""What the engines run: networks and layers, written as files that every engine's converter can read."""
 
 from __future__ import annotations
 
@@ -50,15 +50,13 @@ WORKS: dict[str, Work] = {
         Work("biisnet", "biisnet-float", (1, SIZE, SIZE)),
         Work("biisnet-float", "biisnet-float", (1, SIZE, SIZE), "biisnet_float"),
         Work("unet", "unet", (1, SIZE, SIZE), "unet"),
+        Work("resunet", "resunet", (1, SIZE, SIZE), "resunet"),
+        Work("mdpnet@320", "mdpnet@320", (1, 320, 320), "mdpnet"),
         _layer(16, 256),
         _layer(32, 128),
         _layer(64, 64),
     )
 }
-
-
-#: What ours run of a float work: its binarised form, as ``module:factory``.
-BINARISED = {"unet": "irstd_edge.benchmarks.peers.models:binary_unet"}
 
 
 def network(work: Work):
@@ -83,7 +81,7 @@ def prepare(work: Work, folder: Path, frames: Path) -> None:
     output of ``check``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    x = _frames(frames) if not work.is_layer else _activations(work.shape)
+    x = _activations(work.shape) if work.is_layer else _frames(frames, work.shape[1:])
     calibration, check = x[:CALIBRATION], x[CALIBRATION:]
     inputs = {"calibration": calibration, "check": check}
     import torch
@@ -95,15 +93,13 @@ def prepare(work: Work, folder: Path, frames: Path) -> None:
     if work.factory is not None:
         _write_models(model, torch.zeros(1, *work.shape), folder)
         if not work.is_layer:
-            export(f"{__package__}.models:{work.factory}", "tflite", folder / "bundle", own=True)
+            export(f"{__package__}.models:{work.factory}", "tflite", folder / "bundle", size=work.shape[1])
     np.savez(folder / "inputs.npz", **inputs)
 
 
-def export(network_name: str, target: str, out: Path, *, own: bool = False, size: int = SIZE) -> None:
-    """``irstd-edge export`` in a process of its own; of :data:`BINARISED`, that form. Raises :class:`WorkError`."""
-    own = own or network_name in BINARISED
-    network_name = BINARISED.get(network_name, network_name)
-    name = ["--model", network_name, "--mean", "101", "--std", "35"] if own else [network_name]
+def export(network_name: str, target: str, out: Path, *, size: int = SIZE) -> None:
+    """``irstd-edge export`` of a name or ``module:factory`` in a process of its own. Raises :class:`WorkError`."""
+    name = ["--model", network_name, "--mean", "101", "--std", "35"] if ":" in network_name else [network_name]
     command = [sys.executable, "-c", "import sys; from irstd_edge.cli import main; sys.exit(main())",
                "export", *name, "--to", target, "--out", str(out), "--input-size", str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -111,17 +107,16 @@ def export(network_name: str, target: str, out: Path, *, own: bool = False, size
         raise WorkError(last_line(done.stderr) or f"irstd-edge export ended with {done.returncode}")
 
 
-def binarised_reference(work: Work, check: np.ndarray) -> np.ndarray:
-    """PyTorch's output of the binarised form for ``check [N, C, H, W]``."""
-    import importlib
-
+def reference_of(form: str, check: np.ndarray) -> np.ndarray:
+    """PyTorch's output of a network, by name or ``module:factory``, for ``check [N, C, H, W]``."""
     import torch
 
+    from irstd_edge.checkpoints import load_network
     from irstd_edge.nn.inference import freeze
 
-    module, factory = BINARISED[work.name].split(":")
+    loaded = load_network(None, model=form, mean=101.0, std=35.0) if ":" in form else load_network(form)
     with torch.no_grad():
-        frozen = freeze(getattr(importlib.import_module(module), factory)())
+        frozen = freeze(loaded.network)
         return torch.cat([frozen(image[None]) for image in torch.from_numpy(check)]).numpy()
 
 
@@ -150,14 +145,14 @@ def _write_models(model, example, folder: Path) -> None:
     np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
 
 
-def _frames(folder: Path) -> np.ndarray:
-    """float32 ``[12, 1, 256, 256]``: infrared frames, normalised, cropped to the middle or tiled up to the size."""
+def _frames(folder: Path, size: tuple[int, int]) -> np.ndarray:
+    """float32 ``[12, 1, H, W]``: infrared frames, normalised, cropped to the middle or tiled up to the size."""
     found = []
     for path in sorted(folder.glob("*.png"))[: CALIBRATION + CHECKS]:
         image = data.normalise(data.read_image(path), data.Normalisation(101.0, 35.0))
-        image = np.tile(image, [-(-SIZE // side) for side in image.shape])
-        top, left = ((side - SIZE) // 2 for side in image.shape)
-        found.append(image[top : top + SIZE, left : left + SIZE])
+        image = np.tile(image, [-(-wanted // side) for wanted, side in zip(size, image.shape, strict=True)])
+        top, left = ((side - wanted) // 2 for wanted, side in zip(size, image.shape, strict=True))
+        found.append(image[top : top + size[0], left : left + size[1]])
     if len(found) < CALIBRATION + CHECKS:
         raise WorkError(f"{folder}: holds {len(found)} frames, {CALIBRATION + CHECKS} are needed")
     # Files of one clip are neighbours: calibrate on and compare with frames of all clips.

@@ -12,14 +12,15 @@ from kernel_library import OK, KernelError, Library
 
 
 @contextmanager
-def strip_rows(rows: int | None):
-    """IRSTD_STRIP set within the block."""
-    if rows is not None:
-        os.environ["IRSTD_STRIP"] = str(rows)
+def chosen(strip: int | None = None, quant: str | None = None):
+    """IRSTD_STRIP (rows) and IRSTD_QUANT (a variant) set within the block."""
+    values = {"IRSTD_STRIP": strip, "IRSTD_QUANT": quant}
+    os.environ.update({key: str(value) for key, value in values.items() if value is not None})
     try:
         yield
     finally:
-        os.environ.pop("IRSTD_STRIP", None)
+        for key in values:
+            os.environ.pop(key, None)
 
 
 class Engine:

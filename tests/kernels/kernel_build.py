@@ -35,7 +35,7 @@ def build(name: str, *options: str, targets=("irstd",)) -> Path:
     generator = [] if (folder / "CMakeCache.txt").exists() or not shutil.which("ninja") else ["-G", "Ninja"]
     for command in (
         [cmake, "-S", str(NATIVE), "-B", str(folder), *generator, "-DIRSTD_WERROR=ON", *options],
-        [cmake, "--build", str(folder), "--target", *targets],
+        *([[cmake, "--build", str(folder), "--target", *targets]] if targets else []),
     ):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from engine_cases import SAME, Builder, binary_networks, float_networks, graphs, normal
-from engine_library import Engine, strip_rows
+from engine_library import Engine, chosen
 from engine_truth import run_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,10 +34,10 @@ def assert_close(y, truth, tolerance, context):
         np.testing.assert_allclose(y, truth, rtol=0, atol=tolerance * max(1, np.abs(truth).max()), err_msg=context)
 
 
-def check(library, isas, program, images, tolerances=None, *, threads=1, strip=None, runs=1):
+def check(library, isas, program, images, tolerances=None, *, threads=1, strip=None, quant=None, runs=1):
     expected, data = run_program(program, *images), write(program)
     for isa in isas:
-        with library.forced(isa), strip_rows(strip):
+        with library.forced(isa), chosen(strip, quant):
             engine = Engine(library, data, *images[0].shape[1:], threads)
         with engine:
             for _ in range(runs):
@@ -461,7 +461,7 @@ def detector():
 
 
 def run_once(library, isa, data, images, threads=1, strip=None):
-    with library.forced(isa), strip_rows(strip):
+    with library.forced(isa), chosen(strip):
         engine = Engine(library, data, *images[0].shape[1:], threads)
     with engine:
         first = engine(*images)

@@ -1,13 +1,50 @@
-"""The table of kernels in docs/kernels.md names exactly the kernels of the sources."""
+"""The tables of kernels in docs/kernels.md name exactly the kernels of the sources."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "runtimes/native"
 
 
-def test_the_documented_kernels_are_those_of_the_sources():
-    sources = [ROOT / "runtimes/native/kernels/sets.c", *(ROOT / "runtimes/native/kernels").glob("*/engine.c")]
-    defined = {name for file in sources for name in re.findall(r'\.name = "(\w+)"', file.read_text())}
-    documented = set(re.findall(r"^\| `(bconv2d\w+)` \|", (ROOT / "docs" / "kernels.md").read_text(), re.MULTILINE))
-    assert defined and documented == defined
+def binary() -> list[str]:
+    sources = [NATIVE / "kernels/sets.c", *(NATIVE / "kernels").glob("*/engine.c")]
+    return [name for file in sources for name in re.findall(r'\.name = "(bconv2d\w+)"', file.read_text())]
+
+
+def forms() -> list[str]:
+    table = re.search(r"forms\[\] = \{(.*?)\n\};", (NATIVE / "kernels/rows/conv.c").read_text(), re.DOTALL)[1]
+    return re.findall(r'\{"(\w+)"', table)
+
+
+def quantised() -> list[tuple[str, str, str]]:
+    """Kernel, picoseconds of a step and of a fold."""
+    rows = re.findall(r'irstd_quant\((\w+?)(?:_\d+)? \w+ "[^"]*" (\d+) (\d+)\)', without_emulation())
+    return [(f"qconv2d_{name}", step, fold) for name, step, fold in rows]
+
+
+def without_emulation() -> str:
+    return re.sub(r"if\(IRSTD_SIMDE\).*?else\(\)", "", (NATIVE / "CMakeLists.txt").read_text(), flags=re.DOTALL)
+
+
+def documented(pattern: str) -> list:
+    return re.findall(pattern, (ROOT / "docs/kernels.md").read_text(), re.MULTILINE)
+
+
+def test_binary_kernels():
+    assert binary() and sorted(documented(r"^\| `(bconv2d\w+)` \|")) == sorted(binary())
+
+
+def test_float_forms():
+    """In the order in which they are tried."""
+    section = (ROOT / "docs/kernels.md").read_text().split("## Float convolutions")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.MULTILINE)
+    assert forms() and re.findall(r"\w+", " ".join(rows)) == forms()
+
+
+def test_quantised_variants():
+    """With the costs on x86 that the choice follows."""
+    rows = documented(r"^\| `(qconv2d_\w+)` \| ([^|]*)\|.*\| ([^|]*)\|$")
+    assert {name for name, _, _ in rows} == {name for name, _, _ in quantised()}
+    x86 = [(name, *re.match(r"(\d+)(?:, fold (\d+))?", cost).groups("0")) for name, isa, cost in rows if "AVX" in isa]
+    assert x86 and set(x86) <= set(quantised())

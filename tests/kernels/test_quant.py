@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from engine_cases import SAME, Builder, quant_networks
-from engine_library import Engine
+from engine_library import Engine, chosen
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel_build import ROOT
 from kernel_library import INVALID, UNSUPPORTED, KernelError
 from program_files import node_place, patched, sealed
 from test_engine import SOME_STRIPS, SOME_THREADS, available, check, image
@@ -16,24 +20,59 @@ from irstd_edge.program import OPERATORS, ProgramError, write
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+#: The cheapest that is exact, or one that is taken wherever it is.
+VARIANTS = st.sampled_from([None, "qconv2d_maddubs", "qconv2d_maddwd"])
+EMULATED_VARIANTS = st.sampled_from(["qconv2d_smlal", "qconv2d_sdot"])
+
+
 @QUICK
-@given(case=quant_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
-def test_quant_networks(library, case, threads, strip):
-    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+@given(case=quant_networks(), threads=SOME_THREADS, strip=SOME_STRIPS, variant=VARIANTS)
+def test_quant_networks(library, case, threads, strip, variant):
+    check(library, available(library), *case, threads=threads, strip=strip, quant=variant, runs=2)
 
 
 @pytest.mark.slow
 @settings(QUICK, max_examples=2000)
-@given(case=quant_networks(), threads=SOME_THREADS, strip=SOME_STRIPS)
-def test_many_quant_networks(library, case, threads, strip):
-    check(library, available(library), *case, threads=threads, strip=strip, runs=2)
+@given(case=quant_networks(), threads=SOME_THREADS, strip=SOME_STRIPS, variant=VARIANTS)
+def test_many_quant_networks(library, case, threads, strip, variant):
+    check(library, available(library), *case, threads=threads, strip=strip, quant=variant, runs=2)
 
 
 @settings(QUICK, max_examples=60)
-@given(case=quant_networks(), strip=SOME_STRIPS)
-def test_quant_networks_emulated(emulated_library, case, strip):
+@given(case=quant_networks(), strip=SOME_STRIPS, variant=EMULATED_VARIANTS)
+def test_quant_networks_emulated(emulated_library, case, strip, variant):
     """The sources of AVX-512 and NEON on any x86 CPU."""
-    check(emulated_library, ["avx512", "neon"], *case, strip=strip)
+    check(emulated_library, ["avx512", "neon"], *case, strip=strip, quant=variant)
+
+
+@pytest.mark.slow
+@settings(QUICK, max_examples=1000)
+@given(case=quant_networks(), strip=SOME_STRIPS, variant=EMULATED_VARIANTS)
+def test_many_quant_networks_emulated(emulated_library, case, strip, variant):
+    check(emulated_library, ["avx512", "neon"], *case, strip=strip, quant=variant)
+
+
+def documented_variants() -> list[tuple[str, str]]:
+    """Kernel and instruction set of the rows of docs/kernels.md."""
+    rows = re.findall(r"^\| `(qconv2d_\w+)` \| ([^|]*) \|", (ROOT / "docs/kernels.md").read_text(), re.MULTILINE)
+    isas = {"any": "ref", "AVX2": "avx2", "AVX-512": "avx512", "AVX-VNNI,": "avx2", "NEON": "neon"}
+    return [(kernel, isas[isa.split()[0]]) for kernel, isa in rows]
+
+
+@pytest.mark.parametrize(("kernel", "isa"), documented_variants())
+def test_variants_that_are_reached(library, kernel, isa, request):
+    """So that the tests above hold every variant to the truth that this CPU has, or that is emulated."""
+    native = library.isas().get(isa)
+    rng, b = np.random.default_rng(6), Builder(9)
+    y = b.quant(rng, b.quant(rng, 0, 21, bits=(4, 4), **SAME), 5, bits=(3, 2), **SAME)
+    program, images = b.finish(y), [image(9, 12, 75)]
+    used = library if native else request.getfixturevalue("emulated_library")
+    with used.forced(isa), chosen(quant=kernel), Engine(used, write(program), 12, 75) as engine:
+        kernels = engine.kernels
+    if kernel == "qconv2d_dpbusd" and isa == "avx2" and not kernels[0].startswith(kernel):
+        pytest.skip("this CPU has no AVX-VNNI")
+    assert all(name.startswith(kernel + "_") and name.endswith(f"__{isa}") for name in kernels), kernels
+    check(used, [isa], program, images, quant=kernel, runs=2)
 
 
 class TestOnce:

@@ -5,6 +5,7 @@
 #ifndef IRSTD_ENGINE_H
 #define IRSTD_ENGINE_H
 
+#include "cpu.h"
 #include "internal.h"
 #include "irstd_program.h"
 
@@ -223,12 +224,14 @@ typedef struct {
     /* The signs of one row of a float32 tensor in elements of bit_channels; bits: column 0 of plane 0. */
     void (*signs)(const irstd_tensor *x, const float *row, const irstd_map *map, int bit_channels, char *bits);
     const irstd_conv_form *(*conv_form)(const irstd_node *node); /* for a convolution: there is always one */
+    uint64_t needs; /* of the CPU */
 } irstd_row_kernels;
 
 /* One instruction set: how packed maps look, and its row kernels. Those that are NULL, and operators that a kernel
  * cannot do, are done by the reference (kernels/ref/engine.c). */
 struct irstd_kernels {
     const char *isa;
+    uint64_t needs; /* of the CPU; those of `rows` are needed too */
     int bit_channels, bit_bytes; /* channels of an element of a packed map, bytes of it */
     int zero_element;            /* an element that adds nothing to any sum (exact zero padding), or -1 */
     int block;                   /* columns whose sums are started together; 0: sums start from nothing */

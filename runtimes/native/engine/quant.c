@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "quant.h"
@@ -267,12 +268,13 @@ static double cost_of(const irstd_qconv *c) {
 irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_error *error) {
     irstd_qconv *c = n->qconv;
     const irstd_quant_kernels *best = NULL;
+    const char *wanted = getenv("IRSTD_QUANT"); /* a variant that is taken wherever it is exact */
     int best_chunk = 0;
     double least = INFINITY;
     c->taps = c->a.kernel_h * c->a.kernel_w;
     for (int v = 0; v < irstd_quant_variant_count; v++) {
         c->kernels = irstd_quant_variants[v];
-        if (strcmp(c->kernels->isa, s->kernels->isa) || !c->kernels->available()) continue;
+        if (strcmp(c->kernels->isa, s->kernels->isa) || !irstd_cpu_has(c->kernels->needs)) continue;
         if (!c->words) { /* how maps look is one of an instruction set */
             c->quantizer = quantizer_of(n, c->kernels);
             for (int k = 0; k < n->input_count; k++) {
@@ -282,8 +284,9 @@ irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_e
             }
         }
         c->chunk = c->kernels->products ? find_chunk(n) : 0;
-        if ((c->kernels->products && !c->chunk) || cost_of(c) >= least) continue;
-        least = cost_of(c);
+        const double cost = wanted && !strcmp(wanted, c->kernels->name) ? 0 : cost_of(c);
+        if ((c->kernels->products && !c->chunk) || cost >= least) continue;
+        least = cost;
         best = c->kernels;
         best_chunk = c->chunk;
     }

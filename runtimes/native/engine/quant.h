@@ -73,7 +73,7 @@ struct irstd_quant_kernels {
     int products;            /* that one step adds to an int16 sum; 0: sums are int32 throughout */
     int step_cost, fold_cost; /* picoseconds of a step, and of a fold of int16 sums, for a vector of sums */
     int signed_bytes;        /* quantised values of 8 bits are stored less 128 */
-    int (*available)(void);
+    uint64_t needs;          /* of the CPU */
     void (*row)(const irstd_qconv *c, const char *const *pixels, int first_tap, int last_tap, int64_t width,
                 const irstd_quant_output *out);
     /* Quantises columns of up to 4 channels of a row; x[i] NULL: there is no such channel. */

@@ -1,4 +1,5 @@
-/* The engine's kernels of every instruction set, one row each: dispatch, tests and layer tables follow this table. */
+/* The engine's kernels of every instruction set, one row each: dispatch, tests and layer tables follow this table.
+ * The best stands last; which ones a CPU has, their flags tell (core/cpu.h). */
 #include "../engine/engine.h"
 #include "../engine/quant.h"
 
@@ -13,14 +14,14 @@ extern const irstd_kernels irstd_kernels_avx2, irstd_kernels_avx512, irstd_kerne
 
 const irstd_kernels *const irstd_kernel_sets[] = {
     &irstd_kernels_ref,
+#ifdef IRSTD_HAVE_NEON
+    &irstd_kernels_neon,
+#endif
 #ifdef IRSTD_HAVE_AVX2
     &irstd_kernels_avx2,
 #endif
 #ifdef IRSTD_HAVE_AVX512
     &irstd_kernels_avx512,
-#endif
-#ifdef IRSTD_HAVE_NEON
-    &irstd_kernels_neon,
 #endif
 };
 

@@ -138,7 +138,7 @@ static void row(const irstd_bconv *c, const irstd_bconv_row *row, const irstd_te
 extern const irstd_row_kernels irstd_rows_avx2;
 
 const irstd_kernels irstd_kernels_avx2 = {
-    .isa = "avx2", .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = OUTSIDE,
+    .isa = "avx2", .needs = IRSTD_CPU_NEEDS, .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = OUTSIDE,
     .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .row = row, .signs = signs,
     .rows = &irstd_rows_avx2, .name = "bconv2d_lut",
 };

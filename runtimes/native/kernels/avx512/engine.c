@@ -10,7 +10,7 @@
 extern const irstd_row_kernels irstd_rows_avx512;
 
 const irstd_kernels irstd_kernels_avx512 = {
-    .isa = "avx512", .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = -1, .block = BLOCK,
+    .isa = "avx512", .needs = IRSTD_CPU_NEEDS, .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = -1, .block = BLOCK,
     .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .row = row, .signs = signs,
     .rows = &irstd_rows_avx512, .name = "bconv2d_popcntw",
 };

@@ -61,7 +61,7 @@ IRSTD_INLINE void sum_tile(V acc[TILE][VECTORS], const row_words *words, const w
 extern const irstd_row_kernels irstd_rows_neon;
 
 const irstd_kernels irstd_kernels_neon = {
-    .isa = "neon", .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = -1, .block = BLOCK,
+    .isa = "neon", .needs = IRSTD_CPU_NEEDS, .bit_channels = BIT_CHANNELS, .bit_bytes = BIT_BYTES, .zero_element = -1, .block = BLOCK,
     .packed_bytes = packed_bytes, .pack = pack, .sums = sums, .row = row, .signs = signs,
     .rows = &irstd_rows_neon, .name = "bconv2d_cnt",
 };

@@ -373,21 +373,8 @@ static void quantize(const irstd_quantizer *q, const float *const x[4], int part
     }
 }
 
-#if defined(QUANT_DPBUSD_256)
-#include <cpuid.h>
-static int available(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
-}
-#elif defined(QUANT_SDOT)
-#include <sys/auxv.h>
-static int available(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
-#else
-static int available(void) { return 1; }
-#endif
-
 const irstd_quant_kernels PASTE(irstd_quant_, IRSTD_QUANT) = {
     .isa = TEXT(QUANT_ISA), .name = "qconv2d_" TEXT(QUANT_NAME), .lanes = LANES, .accumulators = ACCUMULATORS,
     .weight_words = WEIGHT_WORDS, .products = PRODUCTS, .signed_bytes = SIGNED_BYTES, .step_cost = QUANT_STEP_COST,
-    .fold_cost = QUANT_FOLD_COST, .available = available, .row = row, .quantize = quantize,
+    .fold_cost = QUANT_FOLD_COST, .needs = IRSTD_CPU_NEEDS, .row = row, .quantize = quantize,
 };

@@ -248,4 +248,4 @@ const irstd_conv_form *PASTE(irstd_conv_form_, IRSTD_ROWS)(const irstd_node *n);
 
 const irstd_row_kernels PASTE(irstd_rows_, IRSTD_ROWS) = {
     run, scratch_bytes, PASTE(irstd_finish_, IRSTD_ROWS), PASTE(irstd_signs_, IRSTD_ROWS),
-    PASTE(irstd_conv_form_, IRSTD_ROWS)};
+    PASTE(irstd_conv_form_, IRSTD_ROWS), IRSTD_CPU_NEEDS};

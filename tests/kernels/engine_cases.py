@@ -631,6 +631,13 @@ def quant_networks(draw) -> tuple[Program, list[np.ndarray]]:
             a |= {"clamp_min": 0.0, "clamp_max": draw(st.sampled_from([float("inf"), 6.0]))}
         kernel = (g.pop("kernel_h"), g.pop("kernel_w"))
         x = b.quant(rng, inputs, out, kernel, bits, groups, **a, **g)
+        residual = draw(st.sampled_from(["", "", "layer", "copy"]))
+        if residual:
+            other = (b.add("Activation", x, out, activation=1) if residual == "copy" else
+                     b.quant(rng, inputs, out, kernel, bits, groups, **a, **g))
+            limits = {"clamp_min": -0.5, "clamp_max": 1.5}
+            x = b.add("Add", draw(st.sampled_from([(x, other), (other, x)])), out,
+                      activation=draw(st.sampled_from([0, 1, 3])), **limits)
         size = (side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "h", size[0]),
                 side({**g, "kernel_h": kernel[0], "kernel_w": kernel[1]}, "w", size[1]))
         if draw(st.integers(0, 3)) == 0:

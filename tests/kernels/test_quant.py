@@ -109,6 +109,17 @@ class TestOnce:
             sizes = {layer["name"]: layer["output_bytes"] for layer in engine.description["layers"]}
         assert sizes["QuantConv2d_0"] == sizes["QuantConv2d_1"] == 0
 
+    @pytest.mark.parametrize("width", [7, 33])
+    def test_a_sum_is_computed_by_its_later_layer(self, library, rng, width):
+        b = Builder(8)
+        first, second = b.quant(rng, 0, 10, **SAME), b.quant(rng, 0, 10, (1, 1))
+        total = b.add("Add", (first, second), 10, activation=1)
+        program = b.finish(b.quant(rng, total, 3, **SAME))
+        self.run(library, program, image(8, 9, width))
+        with Engine(library, write(program), 9, width) as engine:
+            kernels = {layer["name"]: layer["kernel"] for layer in engine.description["layers"]}
+        assert sorted(k == "folded" for k in kernels.values()) == [False, False, False, True]
+
     def test_signs_and_two_quantisers_of_one_tensor(self, library, rng):
         b = Builder(5)
         x = b.quant(rng, 0, 12, bits=(3, 4), **SAME)

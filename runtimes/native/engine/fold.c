@@ -1,8 +1,9 @@
-/* Nodes that a float convolution computes along the way: the sum of its result and another tensor, with the activation of
- * that sum, and the concatenation that it reads. Their maps are then neither written nor read. */
+/* Nodes that a convolution computes along the way: the sum of its result and another tensor, with the activation of that
+ * sum, and, in float, the concatenation that it reads. Their maps are then neither written nor read. */
 #include <string.h>
 
-#include "engine.h"
+#include <math.h>
+#include "quant.h"
 
 static int is_float(const irstd_tensor *t) { return t->type == IRSTD_TENSOR_TYPE_FLOAT32 && !t->external; }
 
@@ -50,15 +51,23 @@ static void fold_concat(struct irstd_session *s, irstd_node *concat) {
     retire(concat, reader);
 }
 
+/* Whether a convolution can go on with the activation of a sum. */
+static int goes_on(const irstd_node *n, const irstd_node *sum) {
+    if (n->op == IRSTD_OP_CONV2D) return n->i[IRSTD_CONV2D_ACTIVATION] == IRSTD_FLOAT_ACTIVATION_NONE;
+    const int activation = sum->i[IRSTD_ADD_ACTIVATION];
+    return n->op == IRSTD_OP_QUANT_CONV2D && n->qconv->a.clamp_min == -INFINITY && n->qconv->a.clamp_max == INFINITY &&
+           (activation == IRSTD_FLOAT_ACTIVATION_NONE || activation == IRSTD_FLOAT_ACTIVATION_RELU ||
+            activation == IRSTD_FLOAT_ACTIVATION_CLAMP);
+}
+
 /* The convolution that makes input j of a sum, where the sum can take its place. */
 static irstd_node *summand(struct irstd_session *s, const irstd_node *sum, int j) {
     const irstd_tensor *t = sum->inputs[j];
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
         if (n->output != t) continue;
-        const int fits = n->op == IRSTD_OP_CONV2D && !n->has_addend && is_float(t) &&
-                         is_float(sum->inputs[1 - j]) && !t->map_count && count_readers(s, t) == 1 &&
-                         n->i[IRSTD_CONV2D_ACTIVATION] == IRSTD_FLOAT_ACTIVATION_NONE;
+        const int fits = goes_on(n, sum) && !n->has_addend && n->input_count < MAX_INPUTS && is_float(t) &&
+                         is_float(sum->inputs[1 - j]) && !t->map_count && count_readers(s, t) == 1;
         return fits ? n : NULL;
     }
     return NULL;
@@ -69,17 +78,26 @@ static irstd_status fold_sum(struct irstd_session *s, irstd_node *sum, irstd_err
     if (!is_float(sum->output)) return IRSTD_OK;
     irstd_node *first = summand(s, sum, 0), *second = summand(s, sum, 1), *conv = first > second ? first : second;
     if (!conv) return IRSTD_OK;
-    int32_t *i = irstd_own(s, IRSTD_NODE_INTEGERS * sizeof *i);
-    if (!i) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
-    memcpy(i, conv->i, IRSTD_NODE_INTEGERS * sizeof *i);
-    i[IRSTD_CONV2D_ACTIVATION] = sum->i[IRSTD_ADD_ACTIVATION];
     irstd_node made = *conv, left = *sum;
     made.output = sum->output;
     made.inputs[made.input_count++] = sum->inputs[conv == first];
     made.has_addend = 1;
-    made.i = i;
-    made.f = sum->f;
-    made.constants[IRSTD_CONV2D_SLOPE] = sum->constants[IRSTD_ADD_SLOPE];
+    if (conv->qconv) {
+        const int activation = sum->i[IRSTD_ADD_ACTIVATION];
+        if (activation == IRSTD_FLOAT_ACTIVATION_RELU) conv->qconv->a.clamp_min = 0;
+        if (activation == IRSTD_FLOAT_ACTIVATION_CLAMP) {
+            conv->qconv->a.clamp_min = sum->f[IRSTD_ADD_CLAMP_MIN];
+            conv->qconv->a.clamp_max = sum->f[IRSTD_ADD_CLAMP_MAX];
+        }
+    } else {
+        int32_t *i = irstd_own(s, IRSTD_NODE_INTEGERS * sizeof *i);
+        if (!i) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+        memcpy(i, conv->i, IRSTD_NODE_INTEGERS * sizeof *i);
+        i[IRSTD_CONV2D_ACTIVATION] = sum->i[IRSTD_ADD_ACTIVATION];
+        made.i = i;
+        made.f = sum->f;
+        made.constants[IRSTD_CONV2D_SLOPE] = sum->constants[IRSTD_ADD_SLOPE];
+    }
     left.output = conv->output;
     *conv = left;
     *sum = made;

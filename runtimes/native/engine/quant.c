@@ -170,17 +170,18 @@ static void place_of(const irstd_node *n, int channel, int *word, int *byte, int
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Output channels and vectors of columns at a time: little of a tile is empty, and loads are few. */
+/* Output channels and vectors of columns at a time: little of a tile is empty, loads and spread fields are few. */
 static void choose_tile(irstd_qconv *c, int64_t width) {
     const irstd_quant_kernels *k = c->kernels;
+    const int spread = c->quantizer.bits < 8 ? 2 : 1;
     double least = INFINITY;
     for (int tile = 4; tile <= MAX_TILE; tile *= 2)
-        for (int vectors = 1; tile * vectors <= k->accumulators && vectors <= 4; vectors *= 2) {
+        for (int vectors = 1; tile * vectors <= k->accumulators && vectors <= 4; vectors++) {
             const int block = vectors * k->lanes;
             if (block > irstd_max(width, QUANT_COLUMNS) || (c->a.groups > 1 && tile > 4)) continue;
             const double cost = (double)(divide_up(irstd_max(width, QUANT_COLUMNS), block) * block) *
                                 (double)(divide_up(c->a.out_channels, tile) * tile) *
-                                (1 + 0.5 * (double)(tile + vectors) / (tile * vectors));
+                                (1 + 0.5 * ((double)tile / k->shared_weights + vectors * spread) / (tile * vectors));
             if (cost < least) {
                 least = cost;
                 c->tile = tile;
@@ -313,7 +314,7 @@ static layout layout_of(const irstd_node *n) {
     const irstd_qconv *c = n->qconv;
     layout l = {.gathered = irstd_max(n->output->width, QUANT_COLUMNS)};
     int64_t longest = 0;
-    for (int k = 0; k < n->input_count; k++) longest = irstd_max(longest, c->sources[k]->stride);
+    for (int k = 0; k < irstd_sources(n); k++) longest = irstd_max(longest, c->sources[k]->stride);
     l.padding = up((uint64_t)c->taps * (uint64_t)c->words * sizeof(char *));
     l.columns = l.padding + up((uint64_t)longest * sizeof(uint32_t));
     l.result = l.columns + (c->a.stride_w > 1 ? up((uint64_t)c->taps * (uint64_t)(c->words * l.gathered) * sizeof(uint32_t)) : 0);
@@ -345,7 +346,7 @@ void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch) {
     for (int kh = first; kh < last; kh++) {
         const int64_t source = row * a->stride_h - a->pad_top + (int64_t)kh * a->dilation_h;
         const int inside = source >= 0 && source < n->inputs[0]->height;
-        for (int k = 0, word = 0; k < n->input_count; k++) {
+        for (int k = 0, word = 0; k < irstd_sources(n); k++) {
             const irstd_map *map = c->sources[k];
             const uint32_t *from = inside ? (const uint32_t *)(void *)irstd_row(&map->ring, source) : padding;
             if (!inside && !padded++)
@@ -367,6 +368,10 @@ void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch) {
     if (bounces(n)) {
         out.y = (float *)(void *)(scratch + l.result);
         out.y_stride = QUANT_COLUMNS;
+    }
+    if (n->has_addend) {
+        out.addend = irstd_tensor_row(irstd_addend(n), row);
+        out.addend_stride = irstd_addend(n)->stride;
     }
     if (irstd_quant_emits(n))
         for (; out.maps < y->map_count; out.maps++) {

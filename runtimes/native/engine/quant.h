@@ -56,7 +56,8 @@ struct irstd_qconv {
 /* What a row is written to: the values, and maps of them. */
 typedef struct {
     float *y; /* NULL: nobody reads the values */
-    int64_t y_stride;
+    const float *addend; /* NULL: none; likewise */
+    int64_t y_stride, addend_stride;
     int maps;
     struct {
         const irstd_quantizer *quantizer;
@@ -70,6 +71,7 @@ struct irstd_quant_kernels {
     const char *isa, *name;
     int lanes, accumulators; /* pixels of a vector, vectors of sums in registers */
     int weight_words;        /* of 4 bytes, for four weights */
+    int shared_weights;      /* channels whose weights one load brings */
     int products;            /* that one step adds to an int16 sum; 0: sums are int32 throughout */
     int step_cost, fold_cost; /* picoseconds of a step, and of a fold of int16 sums, for a vector of sums */
     int signed_bytes;        /* quantised values of 8 bits are stored less 128 */

@@ -3,6 +3,7 @@
  *
  * Sums have the lanes of the pixels: a word of four channels of each pixel times a word of four weights that all lanes
  * share. A step multiplies and adds one word for every vector of columns and every channel of the tile. */
+#include <math.h>
 #include <string.h>
 
 #include "../../engine/quant.h"
@@ -15,8 +16,6 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #if defined(__SANITIZE_ADDRESS__)
 #define FIELD_LOOP /* GCC cannot then unroll it, and warns */
-#elif defined(QUANT_SMLAL) || defined(QUANT_SDOT)
-#define FIELD_LOOP _Pragma("GCC unroll 1") /* else compilers gather the fields, and spill */
 #else
 #define FIELD_LOOP UNROLL
 #endif
@@ -50,6 +49,11 @@ enum { LANES = 4, ACCUMULATORS = 8 };
 #else
 enum { LANES = 4, ACCUMULATORS = 4 };
 #endif
+#if defined(QUANT_SDOT)
+enum { SHARED = 4 };
+#else
+enum { SHARED = 1 };
+#endif
 
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
@@ -68,14 +72,21 @@ QUANT_INLINE vf load_float(const float *p) {
 QUANT_INLINE vf all(float x) { return x - (vf){0}; }
 QUANT_INLINE vi all_int(int32_t x) { return x - (vi){0}; }
 
-/* a > b ? a : b, and a < b ? a : b: b where one is a NaN. */
+/* a > b ? a : b, and a < b ? a : b: b where b or both are NaN; `number`: b where either is. */
 #if defined(QUANT_DPBUSD_512) && !defined(IRSTD_SIMDE)
 QUANT_INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#define larger_number larger
 #elif defined(QUANT_256)
 QUANT_INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#define larger_number larger
+#elif (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+QUANT_INLINE vf larger(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+QUANT_INLINE vf smaller(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+QUANT_INLINE vf larger_number(vf a, vf b) { return (vf)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
 #else
+#define larger_number larger
 QUANT_INLINE vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 QUANT_INLINE vf larger(vf a, vf b) { return blend(a > b, a, b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return blend(a < b, a, b); }
@@ -231,33 +242,50 @@ QUANT_INLINE void fold(sums *s, const int count) { (void)s, (void)count; }
 QUANT_INLINE vi sum_of(const sums *s, int i) { return s->sum[i]; }
 #endif
 
-QUANT_INLINE void clear(sums *s, const int count) {
+/* Sums of a tile begin with what zeros stored as something else add. */
+QUANT_INLINE void begin(sums *s, const int32_t *start, const int tile, const int vectors) {
     UNROLL
-    for (int i = 0; i < count; i++) {
+    for (int o = 0; o < tile; o++)
+        UNROLL
+        for (int v = 0; v < vectors; v++) {
+            const int i = o * vectors + v;
 #if defined(QUANT_SMLAL)
-        s->low_sum[i] = s->high_sum[i] = vdupq_n_s32(0);
-        s->low[i] = s->high[i] = vdupq_n_s16(0);
+            s->low_sum[i] = s->high_sum[i] = vreinterpretq_s32_u64(vdupq_n_u64((uint32_t)start[o]));
+            s->low[i] = s->high[i] = vdupq_n_s16(0);
 #else
-        s->sum[i] = (vi){0};
+            s->sum[i] = all_int(start[o]);
 #endif
 #if defined(QUANT_MADDUBS)
-        s->narrow[i] = _mm256_setzero_si256();
+            s->narrow[i] = _mm256_setzero_si256();
 #endif
-    }
+        }
 }
 
 /* ---- the epilogue ---- */
 
-/* Four channels, quantised, as field `part` of the bytes of words: the first part overwrites, the others are added. */
-QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, uint32_t *words) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, half to even, in the low bits */
-    vu word = {0};
+/* Four channels, quantised, in the bytes of words. Adding 1.5 * 2^23 rounds to an integer, half to even, in the low
+ * bits; above them the four have the same bits, which one subtraction takes away. */
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4]) {
+    vu byte[4];
     UNROLL
-    for (int i = 0; i < 4; i++) {
-        vf t = smaller(larger(x[i] * q->inverse_step, all(q->low)), all(q->high)); /* a NaN becomes low */
-        word |= (vu)((vi)(t + magic) - (0x4b400000 - q->zero)) << 8 * i;
-    }
-    word ^= q->flip;
+    for (int i = 0; i < 4; i++)
+        byte[i] = (vu)(smaller(larger_number(x[i] * q->inverse_step, all(q->low)), all(q->high)) + 12582912.0f);
+#if (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+    uint32x4_t word = (uint32x4_t)byte[0];
+    word = vsliq_n_u32(word, (uint32x4_t)byte[1], 8);
+    word = vsliq_n_u32(word, (uint32x4_t)byte[2], 16);
+    word = vsliq_n_u32(word, (uint32x4_t)byte[3], 24);
+    return (vu)vaddq_u8((uint8x16_t)word, vdupq_n_u8((uint8_t)(q->zero + (int32_t)(q->flip & 0x80))));
+#else
+    const uint32_t above = 0x4b400000u * 0x01010101u;
+    vu word = byte[0] + (byte[1] << 8) + (byte[2] << 16) + (byte[3] << 24);
+    return (word - (above - (uint32_t)q->zero * 0x01010101u)) ^ q->flip;
+#endif
+}
+
+/* Field `part` of the bytes: the first part overwrites, the others are added. */
+QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, uint32_t *words) {
+    vu word = quantised(q, x);
     if (part) {
         vu before;
         memcpy(&before, words, sizeof before);
@@ -266,52 +294,95 @@ QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, u
     memcpy(words, &word, sizeof word);
 }
 
-QUANT_INLINE void finish(const irstd_qconv *c, const sums *s, int channel, int64_t column, const int tile,
-                         const int vectors, const irstd_quant_output *out) {
+/* Whether the clamp of values can be told from that of the quantisers behind it. */
+static int clamps(const irstd_qconv *c, const irstd_quant_output *out) {
+    const float low = c->a.clamp_min, high = c->a.clamp_max;
+    int found = 0;
+    for (int m = 0; m < out->maps; m++) {
+        const irstd_quantizer *q = out->map[m].quantizer;
+        found |= low * q->inverse_step > q->low || high * q->inverse_step < q->high;
+    }
+    return (found || out->y) && (low > -INFINITY || high < INFINITY);
+}
+
+/* Four channels from `first` of a tile whose vectors of sums begin at `base`. */
+QUANT_INLINE void finish_four(const irstd_qconv *c, const sums *s, int base, int first, int64_t column,
+                              const int vectors, const int clamped, const irstd_quant_output *out) {
+    vf y[4][4] = {{{0}}}; /* [vector][channel] */
+    const vf low = all(c->a.clamp_min), high = all(c->a.clamp_max);
     UNROLL
-    for (int g = 0; g < tile; g += 4) {
-        const int first = channel + g;
-        if (first >= c->a.out_channels) return;
+    for (int i = 0; i < 4; i++) {
+        const vf scale = all(c->scale[first + i]), bias = all(c->bias[first + i]);
         UNROLL
         for (int v = 0; v < vectors; v++) {
-            vf y[4];
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                const int oc = first + i;
-                vi sum = sum_of(s, (g + i) * vectors + v) + c->start[oc];
-                y[i] = to_float(sum) * c->scale[oc] + c->bias[oc];
-                y[i] = smaller(all(c->a.clamp_max), larger(all(c->a.clamp_min), y[i])); /* a NaN stays one */
-            }
-            const int64_t at = column + v * LANES;
-            if (out->y)
-                for (int i = 0; i < 4 && first + i < c->a.out_channels; i++)
-                    memcpy(out->y + (first + i) * out->y_stride + at, &y[i], sizeof y[i]);
-            for (int m = 0; m < out->maps; m++) {
-                const irstd_quantizer *q = out->map[m].quantizer;
-                const int channels = 32 / q->bits;
-                put_words(q, y, first % channels / 4, out->map[m].words + first / channels * out->map[m].stride + at);
-            }
+            y[v][i] = to_float(sum_of(s, base + i * vectors + v)) * scale + bias;
         }
+        if (out->addend && first + i < c->a.out_channels)
+            UNROLL
+            for (int v = 0; v < vectors; v++)
+                y[v][i] += load_float(out->addend + (first + i) * out->addend_stride + column + v * LANES);
+        if (clamped)
+            UNROLL
+            for (int v = 0; v < vectors; v++) y[v][i] = smaller(high, larger(low, y[v][i])); /* a NaN stays one */
+    }
+    if (out->y)
+        for (int i = 0; i < 4 && first + i < c->a.out_channels; i++)
+            UNROLL
+            for (int v = 0; v < vectors; v++)
+                memcpy(out->y + (first + i) * out->y_stride + column + v * LANES, &y[v][i], sizeof y[v][i]);
+    for (int m = 0; m < out->maps; m++) {
+        const irstd_quantizer q = *out->map[m].quantizer;
+        const int channels = 32 / q.bits;
+        uint32_t *words = out->map[m].words + first / channels * out->map[m].stride + column;
+        UNROLL
+        for (int v = 0; v < vectors; v++) put_words(&q, y[v], first % channels / 4, words + v * LANES);
+    }
+}
+
+QUANT_INLINE void finish(const irstd_qconv *c, const sums *s, int channel, int64_t column, const int tile,
+                         const int vectors, const int clamped, const irstd_quant_output *out) {
+    UNROLL
+    for (int g = 0; g < tile; g += 4) {
+        if (channel + g >= c->a.out_channels) return;
+        if (clamped)
+            finish_four(c, s, g * vectors, channel + g, column, vectors, 1, out);
+        else
+            finish_four(c, s, g * vectors, channel + g, column, vectors, 0, out);
     }
 }
 
 /* ---- one row ---- */
 
-QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int channel, const char *const *pixels,
-                           int first_tap, int last_tap, int64_t width, const irstd_quant_output *out, const int tile,
-                           const int vectors, const int bits) {
-    const int64_t block = vectors * LANES, columns = irstd_max(width, QUANT_COLUMNS);
-    const int chunk = c->chunk;
+/* Field `part` of every byte. */
+QUANT_INLINE vu field_of(vu x, const int part, const int bits) {
     const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
+    if (bits == 8) return x;
+#if (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+    if (part) x = (vu)vshrq_n_u8((uint8x16_t)x, part ? part * bits : 1);
+    return (part + 1) * bits < 8 ? x & mask : x;
+#else
+    return x >> part * bits & mask;
+#endif
+}
+
+QUANT_INLINE void run_tile(const irstd_qconv *conv, const irstd_quant_tile *t, int channel, const char *const *pixels,
+                           int first_tap, int last_tap, int64_t width, const irstd_quant_output *output, const int tile,
+                           const int vectors, const int bits) {
+    const irstd_qconv own = *conv, *c = &own; /* copies, which the results cannot alias */
+    const irstd_quant_output written = *output, *out = &written;
+    const int64_t block = vectors * LANES, columns = irstd_max(width, QUANT_COLUMNS);
+    const int chunk = c->chunk, taps = last_tap - first_tap;
+    const int whole = t->count == c->words, runs = whole ? 1 : taps, length = whole ? taps * t->count : t->count;
+    const int clamped = clamps(c, out);
     for (int64_t done = 0; done < columns; done += block) {
         const int64_t column = irstd_min(done, columns - block); /* the last block may overlap the one before */
         const uint32_t *w = c->weights + t->weights + first_tap * t->tap_weights;
         sums s;
-        clear(&s, tile * vectors);
+        begin(&s, c->start + channel, tile, vectors);
         int left = chunk;
-        for (int tap = first_tap; tap < last_tap; tap++) {
-            const char *const *words = pixels + tap * c->words + t->first;
-            for (int p = 0; p < t->count; p++) {
+        for (int run = 0; run < runs; run++) {
+            const char *const *words = pixels + (first_tap + run) * c->words + t->first;
+            for (int p = 0; p < length; p++) {
                 const char *at = words[p] + 4 * column;
                 vu x[ACCUMULATORS];
                 UNROLL
@@ -320,9 +391,9 @@ QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int 
                 for (int part = 0; part < 8 / bits; part++, w += tile * WEIGHT_WORDS) {
                     vu field[ACCUMULATORS];
                     UNROLL
-                    for (int v = 0; v < vectors; v++) field[v] = bits == 8 ? x[v] : x[v] >> part * bits & mask;
+                    for (int v = 0; v < vectors; v++) field[v] = field_of(x[v], part, bits);
                     step(&s, field, w, tile, vectors);
-                    if (PRODUCTS && !--left) {
+                    if (PRODUCTS && !--left) { /* after every step: compilers gather what has no branch between */
                         fold(&s, tile * vectors);
                         left = chunk;
                     }
@@ -330,7 +401,7 @@ QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int 
             }
         }
         fold(&s, tile * vectors);
-        finish(c, &s, channel, column, tile, vectors, out);
+        finish(c, &s, channel, column, tile, vectors, clamped, out);
     }
 }
 
@@ -345,7 +416,7 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
         switch (c->quantizer.bits) {                                                                                   \
             FIELDS(channels, count, 2) FIELDS(channels, count, 4) FIELDS(channels, count, 8)                           \
         }
-        SHAPE(4, 1) SHAPE(4, 2) SHAPE(4, 4) SHAPE(8, 1) SHAPE(8, 2) SHAPE(16, 1)
+        SHAPE(4, 1) SHAPE(4, 2) SHAPE(4, 3) SHAPE(4, 4) SHAPE(8, 1) SHAPE(8, 2) SHAPE(16, 1)
 #undef SHAPE
 #undef FIELDS
     }
@@ -353,8 +424,18 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
 
 /* ---- quantised maps of values ---- */
 
-static void quantize(const irstd_quantizer *q, const float *const x[4], int part, int64_t width, uint32_t *words) {
+static void quantize(const irstd_quantizer *quantizer, const float *const x[4], int part, int64_t width, uint32_t *words) {
+    const irstd_quantizer q = *quantizer; /* which the words cannot alias */
     float narrow[4][LANES];
+    if (x[3] && width >= LANES) {
+        for (int64_t done = 0; done < width; done += LANES) {
+            const int64_t column = irstd_min(done, width - LANES);
+            const vf y[4] = {load_float(x[0] + column), load_float(x[1] + column), load_float(x[2] + column),
+                             load_float(x[3] + column)};
+            put_words(&q, y, part, words + column);
+        }
+        return;
+    }
     for (int64_t done = 0; done < width; done += LANES) {
         const int64_t column = irstd_max(0, irstd_min(done, width - LANES)); /* never beyond the row */
         vf y[4];
@@ -369,12 +450,12 @@ static void quantize(const irstd_quantizer *q, const float *const x[4], int part
                 y[i] = load_float(x[i] + column);
             }
         }
-        put_words(q, y, part, words + column);
+        put_words(&q, y, part, words + column);
     }
 }
 
 const irstd_quant_kernels PASTE(irstd_quant_, IRSTD_QUANT) = {
     .isa = TEXT(QUANT_ISA), .name = "qconv2d_" TEXT(QUANT_NAME), .lanes = LANES, .accumulators = ACCUMULATORS,
-    .weight_words = WEIGHT_WORDS, .products = PRODUCTS, .signed_bytes = SIGNED_BYTES, .step_cost = QUANT_STEP_COST,
-    .fold_cost = QUANT_FOLD_COST, .needs = IRSTD_CPU_NEEDS, .row = row, .quantize = quantize,
+    .weight_words = WEIGHT_WORDS, .shared_weights = SHARED, .products = PRODUCTS, .signed_bytes = SIGNED_BYTES,
+    .step_cost = QUANT_STEP_COST, .fold_cost = QUANT_FOLD_COST, .needs = IRSTD_CPU_NEEDS, .row = row, .quantize = quantize,
 };

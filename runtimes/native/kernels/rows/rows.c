@@ -86,6 +86,33 @@ static int64_t source_of(int64_t to, int64_t scale, int64_t size, int mode, floa
     return first;
 }
 
+/* Twice the columns with aligned corners: column 2j lies between j - 1 and j, column 2j + 1 between j and j + 1 (but
+ * where float32 rounds it elsewhere). */
+static int is_between(const int32_t *place, int64_t width) {
+    int good = place[0] == 0;
+    for (int64_t j = 0; j < width; j++) good &= (j == 0 || place[2 * j] == j - 1) & (place[2 * j + 1] == j);
+    return good;
+}
+
+/* The weights of the columns to the left and to the right, even ones and odd ones: four planes. */
+static void split_parts(const float *part, int64_t width, float *split) {
+    for (int64_t j = 0; j < width; j++) {
+        const float even = j ? part[2 * j] : 1;
+        split[j] = 1 - even;
+        split[width + j] = even;
+        split[2 * width + j] = 1 - part[2 * j + 1];
+        split[3 * width + j] = part[2 * j + 1];
+    }
+}
+
+static void mix_between(const float *restrict mixed, int64_t width, const float *restrict split, float *restrict out) {
+    const float *even = split + width, *odd_left = split + 2 * width, *odd = split + 3 * width;
+    for (int64_t j = 0; j < width; j++) {
+        out[2 * j] = mixed[j - 1] * split[j] + mixed[j] * even[j];
+        out[2 * j + 1] = mixed[j] * odd_left[j] + mixed[j + 1] * odd[j];
+    }
+}
+
 static void add_planes(const irstd_tensor *b, const char *row, int c, const irstd_tensor *y, char *result, int64_t n,
                        float *sum, float *other);
 
@@ -108,9 +135,12 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
     float *near = (float *)(void *)scratch, *far = near + columns, *mixed = far + columns, *copy = mixed + columns + ROW_STEP;
     float *other = copy + results, *part = other + results, fraction;
     int32_t *place = (int32_t *)(void *)(part + results);
+    float *split = (float *)(void *)(place + results);
     mixed += ROW_STEP; /* a column before the first */
     const int twice = mode == IRSTD_RESIZE_MODE_BILINEAR && scale_w == 2;
     for (int64_t j = 0; j < y->width && !twice; j++) place[j] = (int32_t)source_of(j, scale_w, x->width, mode, part + j);
+    const int between = mode == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS && scale_w == 2 && is_between(place, x->width);
+    if (between) split_parts(part, x->width, split);
     int64_t first = source_of(row, scale_h, x->height, mode, &fraction);
     int64_t second = fraction > 0 ? irstd_min(first + 1, x->height - 1) : first; /* a row that is not there yet may be NaN */
     for (int c = 0; c < y->channels; c++) {
@@ -127,6 +157,8 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
                 out[2 * j] = mixed[j] * 0.75f + mixed[j - 1] * 0.25f;
                 out[2 * j + 1] = mixed[j] * 0.75f + mixed[j + 1] * 0.25f;
             }
+        } else if (between) {
+            mix_between(mixed, x->width, split, out);
         } else if (mode == IRSTD_RESIZE_MODE_NEAREST) {
             for (int64_t j = 0; j < y->width; j++) out[j] = mixed[place[j]];
         } else {
@@ -238,7 +270,7 @@ static void run(const irstd_node *n, int64_t row, char *scratch) {
 static size_t scratch_bytes(const irstd_node *n) {
     int64_t width = n->output->width;
     for (int k = 0; k < n->input_count; k++) width = irstd_max(width, n->inputs[k]->width);
-    return (size_t)(8 * padded(width)) * sizeof(float);
+    return (size_t)(9 * padded(width)) * sizeof(float);
 }
 
 void PASTE(irstd_finish_, IRSTD_ROWS)(const irstd_bconv *, const int16_t *, const irstd_tensor *, const char *,

@@ -44,11 +44,13 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
 @click.option("--per-layer", is_flag=True,
               help="Keep one node for each layer in onnx and tflite, to look into them; by default the parts that our "
                    "engine runs are one node each, which is faster.")
+@click.option("--minimize", is_flag=True,
+              help="Where an operator is refused, write the smallest part of the network that fails to OUT-repro.py.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @json_option("the manifest and the notes")
 def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, untrained, input_size, strict,
-           per_layer, mean, std, json_file):
+           per_layer, minimize, mean, std, json_file):
     """Export NETWORK (irstd-edge models lists them), or one of your own, to a bundle of files that run elsewhere.
 
     Prints the precision of every layer, requested and realised, and compares each file with PyTorch on the test
@@ -70,7 +72,9 @@ def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, 
         loaded = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, untrained=untrained, from_layout=from_layout)
         status.update("exporting and verifying")
-        manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer, note=notes.append)
+        manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer,
+                                 repro=out.with_name(f"{out.name}-repro.py") if minimize else None,
+                                 note=notes.append)
     show(manifest, out, notes)
     if json_file is not None:
         json_file.write({**asdict(manifest), "notes": notes})

@@ -1,6 +1,7 @@
 """`irstd-edge inspect`: one network counts alike in every file, and as PyTorch's own calls say."""
 
 import json
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_the_plan_of_a_file(tmp_path):
         live = sorted((b["offset"], b["offset"] + b["bytes"]) for b in plan.buffers
                       if b["first_step"] <= step <= b["last_step"] and b["first_layer"] <= node <= b["last_layer"])
         live.append((plan.scratch_offset, plan.scratch_offset + plan.scratch_bytes))
-        assert all(end <= start for (_, end), (start, _) in zip(live, live[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(live))
         assert live[-1][1] <= plan.arena_bytes
     # Each layer's memory is that of the buffer of its values.
     values = {b["name"]: b["bytes"] for b in plan.buffers if b["holds"] == "values"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -211,15 +212,14 @@ def inspect_programs(parts: Sequence[tuple[str, bytes, tuple[int, int] | None]],
 
     isa, layers, plans = None, [], []
     for name, data, size in parts:
-        found = program.read(data)
-        try:
-            if size is None:
-                raise MissingError("the size of its images")
-            isa, inside, plan = _run_by_engine(data, found, size, name, weights)
-            plans.append(plan)
-        except (EngineError, MissingError):
+        found, inside = program.read(data), None
+        if size is not None:
+            with suppress(EngineError, MissingError):
+                isa, inside, plan = _run_by_engine(data, found, size, name, weights)
+                plans.append(plan)
+        if inside is None:
             inside = [_program_layer(found, node, i, size, weights) for i, node in enumerate(found.nodes)]
-        layers.append([Layer(**{**x.__dict__, "op": f"{PROGRAM.tflite_name}/{x.op}"}) for x in inside])
+        layers.append([replace(x, op=f"{PROGRAM.tflite_name}/{x.op}") for x in inside])
     return isa, layers, tuple(plans)
 
 
@@ -238,15 +238,14 @@ def _run_by_engine(data: bytes, found: program.Program, size: tuple[int, int], n
 
 def _program_layer(found: program.Program, node: program.Node, index: int, size: tuple[int, int] | None,
                    weights: Weights, told: dict | None = None) -> Layer:
-    names = [t.name for t in found.tensors]
-    channels = found.tensors[node.output].channels
     shape = macs = None
     if size is not None:
         sizes = tensor_sizes(found, *size)
-        shape, macs = (channels, *sizes[node.output]), node_macs(found, *size)[index]
+        shape = (found.tensors[node.output].channels, *sizes[node.output])
+        macs = node_macs(found, *size)[index]
     told = {} if told is None else told
     layer = {"kernel": told.get("kernel"), "output_bytes": told.get("output_bytes"), "shape": shape,
-             "reads": tuple(names[i] for i in node.inputs), "writes": names[node.output]}
+             "reads": tuple(found.tensors[i].name for i in node.inputs), "writes": found.tensors[node.output].name}
     stored = sum(a.nbytes for a in node.constants.values())
     if "weight" not in node.constants:
         return Layer(node.name, node.operator, stored, **layer)

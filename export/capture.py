@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import re
+import traceback
 import warnings
 from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,7 +19,8 @@ from torch import nn
 from torch.export import Dim
 
 from irstd_edge.errors import UnsupportedError
-from irstd_edge.export.passes.graph import LAYER, is_compressed
+from irstd_edge.export.passes.graph import LAYER, SOURCE, is_compressed
+from irstd_edge.export.refusal import RefusedError, place_of
 from irstd_edge.export.schema import register_schemas
 from irstd_edge.nn.binary import FoldedBinaryConv2d
 from irstd_edge.nn.inference import freeze
@@ -68,7 +71,7 @@ def capture(network: nn.Module, input_size: tuple[int, int], output: int = 0, dy
         raise ValueError(f"the network returns {count} tensors, none at index {output}; choose from 0 to {count - 1}")
     multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
     model, reason = _export(frozen, example, multiple if dynamic else None)
-    _name_layers(model, network)
+    name_layers(model, network)
     _check_complete(model, calls, network)
     unused = _keep_output(model, output)
     model.graph.inputs[0].name, model.graph.outputs[0].name = INPUT_NAME, OUTPUT_NAME
@@ -106,15 +109,49 @@ def _export(frozen: nn.Module, example: torch.Tensor, multiple: int | None) -> t
         if multiple > 1:
             height, width = multiple * height, multiple * width
         try:
-            return _onnx_export(frozen, example, ({2: height, 3: width},)), ""
+            return onnx_export(frozen, (example,), ({2: height, 3: width},)), ""
         except Exception as e:  # the exporter's errors have no common class
             _raise_interrupt(e)
             reason = f"PyTorch cannot export it with a dynamic size: {_root_line(e)}"
     try:
-        return _onnx_export(frozen, example, None), reason
+        return onnx_export(frozen, (example,), None), reason
     except Exception as e:
         _raise_interrupt(e)
-        raise UnsupportedError(f"PyTorch cannot export the network: {_root_line(e)}") from e
+        raise refuse_export(frozen, (example,), e) from e
+
+
+#: What the exporter says of a node that it cannot translate.
+_TRANSLATING = re.compile(r"translating node %(\w+) .*?target=torch\.ops\.([\w.]+)\]")
+
+
+def refuse_export(frozen: nn.Module, example: tuple[torch.Tensor, ...], error: Exception) -> RefusedError:
+    """What :func:`onnx_export` raised, with the operator and its place in the user's code where they can be told."""
+    chain, operator, place = [error], "", ""
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    found = next(filter(None, (_TRANSLATING.search(str(e)) for e in chain)), None)
+    if found is not None:
+        operator, place = found[2], _place_of_node(frozen, example, found[1])
+        what = f"{operator}{f' ({place})' if place else ''} has no ONNX form in PyTorch's exporter"
+        why = f"{operator} has no ONNX form"
+    else:
+        place = place_of("".join(traceback.format_tb(chain[-1].__traceback__))) or place_of(str(chain[-1]))
+        why = _root_line(error)
+        what = f"PyTorch cannot export the network{f' ({place})' if place else ''}: {why}"
+    return RefusedError(f"{what}: write it with other operators there (a branch on values as torch.where)",
+                        "torch", operator, why)
+
+
+def _place_of_node(frozen: nn.Module, example: tuple[torch.Tensor, ...], name: str) -> str:
+    """Of a node of the decomposed graph, found by its name, or by its operator's in the graph before."""
+    with quiet():
+        program = torch.export.export(frozen, example, strict=False)
+        nodes = [*program.run_decompositions().graph.nodes, *program.graph.nodes]
+    stem = re.sub(r"_\d+$", "", name)
+    for matches in (lambda n: n.name == name, lambda n: stem in str(n.target)):
+        if (node := next(filter(matches, nodes), None)) is not None:
+            return place_of(node.meta.get("stack_trace") or "")
+    return ""
 
 
 def _raise_interrupt(error: BaseException | None) -> None:
@@ -125,10 +162,11 @@ def _raise_interrupt(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _onnx_export(frozen: nn.Module, example: torch.Tensor, dynamic_shapes) -> ir.Model:
-    with _quiet():
+def onnx_export(frozen: nn.Module, example: tuple[torch.Tensor, ...], dynamic_shapes) -> ir.Model:
+    """PyTorch's exporter, with our operators as single nodes. Raises whatever it raises."""
+    with quiet():
         program = torch.onnx.export(
-            frozen, (example,), dynamo=True, opset_version=ONNX_OPSET, dynamic_shapes=dynamic_shapes, optimize=False,
+            frozen, example, dynamo=True, opset_version=ONNX_OPSET, dynamic_shapes=dynamic_shapes, optimize=False,
             verbose=False, custom_translation_table={torch.ops.irstd.binary_conv2d.default: _binary_conv2d,
                                                      torch.ops.irstd.quant_conv2d.default: _quant_conv2d,
                                                      torch.ops.irstd.fixed_point.default: _fixed_point},
@@ -164,7 +202,7 @@ def _fixed_point(x, fraction_bits, bits):
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """Without the exporter's progress lines and warnings: what matters is raised or recorded."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -176,13 +214,14 @@ def _quiet():
         logging.disable(previous)
 
 
-def _name_layers(model: ir.Model, network: nn.Module) -> None:
-    """Write the PyTorch path of the layer that made each node into its metadata."""
+def name_layers(model: ir.Model, network: nn.Module) -> None:
+    """Write the PyTorch path of the layer that made each node, and the line of its code, into its metadata."""
     paths = {path for path, _ in network.named_modules()}
     for node in model.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
         scopes = [s for s in ast.literal_eval(scopes) if s in paths] if scopes else []
         node.metadata_props[LAYER] = scopes[-1] if scopes else ""
+        node.metadata_props[SOURCE] = place_of(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))
 
 
 def _frozen_path(path: str, paths: set[str]) -> str:

@@ -1,13 +1,13 @@
-"""The command ``export``."""
+"""The commands ``export`` and ``inspect``."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from irstd_edge.json_output import json_option
 from irstd_edge.layouts import LAYOUTS
 
 _PATH = click.Path(path_type=Path)
@@ -44,11 +44,13 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
 @click.option("--per-layer", is_flag=True,
               help="Keep one node for each layer in onnx and tflite, to look into them; by default the parts that our "
                    "engine runs are one node each, which is faster.")
+@click.option("--minimize", is_flag=True,
+              help="Where an operator is refused, write the smallest part of the network that fails to OUT-repro.py.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
-@click.option("--json", "json_file", type=_PATH, help="Write the manifest and the notes to this file too.")
+@json_option("the manifest and the notes")
 def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, untrained, input_size, strict,
-           per_layer, mean, std, json_file):
+           per_layer, minimize, mean, std, json_file):
     """Export NETWORK (irstd-edge models lists them), or one of your own, to a bundle of files that run elsewhere.
 
     Prints the precision of every layer, requested and realised, and compares each file with PyTorch on the test
@@ -56,10 +58,6 @@ def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, 
     """
     from rich.console import Console
 
-    from irstd_edge.files import check_writable, write_text
-
-    if json_file is not None:
-        check_writable(json_file)
     console = Console(stderr=True)
     notes: list[str] = []
     with console.status("loading") as status:
@@ -74,10 +72,12 @@ def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, 
         loaded = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, untrained=untrained, from_layout=from_layout)
         status.update("exporting and verifying")
-        manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer, note=notes.append)
+        manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer,
+                                 repro=out.with_name(f"{out.name}-repro.py") if minimize else None,
+                                 note=notes.append)
     show(manifest, out, notes)
     if json_file is not None:
-        write_text(json_file, json.dumps({**asdict(manifest), "notes": notes}, indent=2) + "\n")
+        json_file.write({**asdict(manifest), "notes": notes})
 
 
 def show(manifest, out: Path, notes: list[str]) -> None:
@@ -122,55 +122,121 @@ def _cells(layer) -> tuple[str, str]:
     return (f"[yellow]{layer.realised}[/]" if layer.downgraded else layer.realised), f"{layer.bytes:,}"
 
 
+def _given_size(context, parameter, text: str | None) -> tuple[int, int] | None:
+    return _size(context, parameter, text) if text else None
+
+
 @click.command()
-@click.argument("path", type=_PATH, metavar="FILE|DIR")
-@click.option("--input-size", metavar="H[xW]", callback=lambda c, p, text: _size(c, p, text) if text else None,
+@click.argument("path", type=_PATH, metavar="FILE|DIR", required=False)
+@click.option("--input-size", metavar="H[xW]", callback=_given_size,
               help="Size at which memory and operations are counted; default the bundle's, or 256.")
-@click.option("--json", "json_file", type=_PATH, help="Write the result as JSON.")
-def inspect(path, input_size, json_file):
+@click.option("--arena-map", "map_file", type=_PATH, metavar="FILE.png|.svg",
+              help="Draw where the engine keeps each map between layers, over the steps of a run (needs matplotlib).")
+@click.option("--compare", "pair", type=(_PATH, _PATH), metavar="FILE FILE",
+              help="Show two files side by side instead, tensor by tensor, on one input.")
+@click.option("--input", "image", type=_PATH, metavar="IMAGE", help="Of --compare; default normal noise.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@json_option("the result")
+def inspect(path, input_size, map_file, pair, image, seed, json_file):
     """Show the layers of a model.irstd, .onnx or .tflite, or of every file of a bundle.
 
-    Of a model.irstd also the kernel that each layer gets on this machine, and the memory of the whole network.
+    For all that our engine runs there are also the kernel of each layer on this machine, and the memory between layers.
     """
     from irstd_edge.export.inspect import inspect_path
-    from irstd_edge.files import check_writable, write_text
+    from irstd_edge.files import check_writable
 
-    if json_file is not None:
-        check_writable(json_file)
+    if (path is None) == (pair is None):
+        raise click.UsageError("name a file or bundle, or --compare FILE FILE")
+    if pair is None and image is not None:
+        raise click.UsageError("--input goes with --compare FILE FILE")
+    if map_file is not None and (pair is not None or path.is_dir()):
+        raise click.UsageError("--arena-map draws one file; name it")
+    if map_file is not None:
+        if map_file.suffix.lower() not in (".png", ".svg"):
+            raise click.UsageError(f"{map_file}: no picture format of that name; use .png or .svg")
+        check_writable(map_file)
+    if pair is not None:
+        if image is not None and input_size is not None:
+            raise click.UsageError("--input-size is that of noise; --input has its own")
+        from irstd_edge.export.compare import compare_files
+
+        comparison = compare_files(pair, image, input_size, seed)
+        _show_comparison(comparison, pair)
+        if json_file is not None:
+            json_file.write(comparison.as_dict())
+        return
     found = inspect_path(path, input_size)
     for inspection in found:
         _show_layers(inspection)
+    if map_file is not None:
+        from irstd_edge.export.arena import draw_arena
+
+        draw_arena(found[0], map_file)
     if json_file is not None:
         result = [i.as_dict() for i in found]
-        write_text(json_file, json.dumps({"artefacts": result} if path.is_dir() else result[0], indent=2) + "\n")
+        json_file.write({"artefacts": result} if path.is_dir() else result[0])
+
+
+def _console():
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=180)
+
+
+def _print_table(columns: list[tuple[str, str]], rows: list[list]) -> None:
+    """Names and alignments of the columns; whole numbers with separators, None as nothing."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else escape(v or "") for v in row))
+    _console().print(table)
 
 
 def _show_layers(inspection) -> None:
     """Print one row per layer, then what the file is."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
     columns = [("layer", "left", lambda x: x.name), ("operator", "left", lambda x: x.op),
                ("precision", "left", lambda x: x.precision), ("kernel", "left", lambda x: x.kernel),
-               ("bytes", "right", lambda x: x.bytes), ("output", "right", lambda x: x.output_bytes),
-               ("MACs", "right", lambda x: x.macs)]
+               ("result", "right", lambda x: x.shape and _times(x.shape)), ("bytes", "right", lambda x: x.bytes),
+               ("memory", "right", lambda x: x.output_bytes), ("MACs", "right", lambda x: x.macs),
+               ("MAC bits", "right", lambda x: x.mac_bits)]
     columns = [c for c in columns if any(c[2](layer) is not None for layer in inspection.layers)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify, _ in columns:
-        table.add_column(name, justify=justify, no_wrap=True)
-    for layer in inspection.layers:
-        values = [value(layer) for _, _, value in columns]
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else escape(v or "") for v in values))
-    console.print(table)
-    facts = [f"{inspection.file_bytes / 1024:,.1f} KiB"]
-    if inspection.input is not None:
-        facts.append(f"at {'x'.join(map(str, inspection.input))}")
-    if inspection.arena_bytes is not None:
+    _print_table([(name, justify) for name, justify, _ in columns],
+                 [[value(layer) for _, _, value in columns] for layer in inspection.layers])
+    _console().print(f"{inspection.file}: {'; '.join(_facts(inspection))}", soft_wrap=True)
+
+
+def _times(shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _facts(inspection) -> list[str]:
+    facts = [f"{inspection.file_bytes / 1024:,.1f} KiB at {_times(inspection.input)}"]
+    if inspection.is_counted and (p := inspection.precision).macs:
+        facts += [f"{p.macs:,} MACs, {p.mac_bits:,} MAC bits (float32 / {p.compute_ratio:.1f})",
+                  f"mean bits W {p.weight_bits_mean:.2f}, A {p.activation_bits_mean:.2f}"]
+    if inspection.plans:
         facts.append(f"{inspection.arena_bytes / 1024:,.1f} KiB between layers "
                      f"(at least {inspection.arena_lower_bound_bytes / 1024:,.1f} KiB), {inspection.isa}")
-    console.print(f"{inspection.file}: {', '.join(facts)}", soft_wrap=True)
+    return facts
+
+
+def _show_comparison(comparison, paths: tuple[Path, Path]) -> None:
+    """Print one row per tensor that both files have, then the files and their outputs."""
+    def row(name, x, shape: str, flipped: int | None = None) -> list:
+        return [name, shape, f"{x.max_abs:.2g}", f"{x.cosine:.6f}", flipped]
+
+    rows = [row(t.name, t, _times(t.shape)) for t in comparison.tensors]
+    rows.append(row("output", comparison.output, "", comparison.output.flipped_pixels))
+    _print_table([("tensor", "left"), ("shape", "right"), ("max abs", "right"), ("cosine", "right"),
+                  (f"flipped at {comparison.threshold:g}", "right")], rows)
+    console = _console()
+    console.print(f"on {comparison.input}", soft_wrap=True, markup=False)
+    for path, inspection, only in zip(paths, comparison.files, comparison.only, strict=True):
+        console.print(f"{path}: {'; '.join(_facts(inspection))}; {only} inner tensors that the other has not",
+                      soft_wrap=True, markup=False)

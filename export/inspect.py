@@ -1,41 +1,89 @@
-"""What a file of a bundle holds, layer by layer: precision, kernel, bytes, operations."""
+"""What a file of a bundle holds, layer by layer: precision, kernel, bytes, operations; and the plan of its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
-from types import MappingProxyType
 
 from irstd_edge import program
 from irstd_edge.bundle import Bundle, BundleError
+from irstd_edge.complexity import FLOAT_BITS, LayerCount, Precision, measure_precision
 from irstd_edge.errors import MissingError, UnsupportedError
-from irstd_edge.opspec import BINARY_CONV2D, PROGRAM, QUANT_CONV2D
-from irstd_edge.program_sizes import node_macs
+from irstd_edge.opspec import PROGRAM
+from irstd_edge.program_sizes import node_macs, tensor_sizes
 
-BINARY, FLOAT = "W1A1", "float32"
-_KINDS = {".irstd": "native", ".onnx": "onnx", ".tflite": "tflite"}
+KINDS = {".irstd": "native", ".onnx": "onnx", ".tflite": "tflite"}
+#: (H, W) of files that serve any size.
+DEFAULT_SIZE = (256, 256)
+#: (bits of weight, of activation) -> precision, where that is no W1A1, W4A8 ...
+_FLOATS = {(FLOAT_BITS, FLOAT_BITS): "float32", (16, FLOAT_BITS): "float16"}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One operator of a file. ``precision``: "" where it has no weights; None elsewhere: that file does not tell.
+    """One operator of a file; what the file does not tell is None.
 
-    ``bytes``: of its constants; ``output_bytes``: of the memory of its result; ``macs``: at the inspected size.
+    ``precision``, ``weight_bits``, ``activation_bits``: of what multiplies; "" and None for all else. ``bytes``: of its
+    constants; ``kernel``, ``output_bytes`` (the memory of its result): where our engine runs it. ``macs``: at the
+    inspected size. ``weights``: how many, 0 where an earlier layer has the same; ``inputs``: elements of its inputs.
+    ``shape``: [C, H, W] of its result. ``reads`` and ``writes`` are names of tensors.
     """
 
     name: str
     op: str
-    precision: str
     bytes: int
+    precision: str = ""
     kernel: str | None = None
     output_bytes: int | None = None
-    macs: int | None = None
+    macs: int | None = 0
+    shape: tuple[int, ...] | None = None
+    reads: tuple[str, ...] = ()
+    writes: str = ""
+    weights: int = 0
+    inputs: int = 0
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+
+    @property
+    def mac_bits(self) -> int | None:
+        """Multiply-accumulates times bits of weight times bits of activation."""
+        return self.macs and self.macs * self.weight_bits * self.activation_bits
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return {**asdict(self), "mac_bits": self.mac_bits}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How our engine runs a network or a part of one, and where its memory lies.
+
+    ``steps``: (layer, first row, last row + 1) in the order of the run; ``layers``: their names. ``buffers``: dicts of
+    name (of a tensor), holds (values, signs or integers), rows, offset, bytes; first_step, last_step, first_layer and
+    last_layer: it is in use in those steps that compute those layers.
+    """
+
+    name: str
+    arena_bytes: int
+    arena_lower_bound_bytes: int
+    scratch_offset: int
+    scratch_bytes: int
+    layers: tuple[str, ...]
+    steps: tuple[tuple[int, int, int], ...]
+    buffers: tuple[dict, ...]
+
+    def as_dict(self) -> dict:
+        """For JSON: ``steps`` is their number."""
+        return {**asdict(self), "steps": len(self.steps)}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One file; ``arena_bytes`` is the memory between layers, and its lower bound what is alive at one time."""
+    """One file; ``arena_bytes`` is the memory between the layers that our engine runs, its lower bound what is alive at
+    one time; of several :attr:`plans` their sums."""
 
     file: str
     kind: str
@@ -43,12 +91,56 @@ class Inspection:
     input: tuple[int, int] | None
     layers: tuple[Layer, ...]
     isa: str | None = None
-    arena_bytes: int | None = None
-    arena_lower_bound_bytes: int | None = None
+    plans: tuple[Plan, ...] = ()
+
+    @property
+    def arena_bytes(self) -> int | None:
+        return sum(p.arena_bytes for p in self.plans) if self.plans else None
+
+    @property
+    def arena_lower_bound_bytes(self) -> int | None:
+        return sum(p.arena_lower_bound_bytes for p in self.plans) if self.plans else None
+
+    @property
+    def precision(self) -> Precision:
+        """Sums and means over the layers that multiply, see :mod:`irstd_edge.complexity`; unknown operations are 0."""
+        return measure_precision(
+            LayerCount(x.name, x.weights, x.inputs, x.macs or 0, x.weight_bits, x.activation_bits, (1, 1))
+            for x in self.layers if x.weight_bits is not None)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the operations of every layer are known."""
+        return all(x.macs is not None for x in self.layers)
 
     def as_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; ``macs`` and ``mac_bits`` are null where those of a layer are unknown."""
+        p = self.precision
+        return {
+            "file": self.file, "kind": self.kind, "file_bytes": self.file_bytes, "input": self.input, "isa": self.isa,
+            "arena_bytes": self.arena_bytes, "arena_lower_bound_bytes": self.arena_lower_bound_bytes,
+            "macs": p.macs if self.is_counted else None, "mac_bits": p.mac_bits if self.is_counted else None,
+            "weight_bits_mean": p.weight_bits_mean, "activation_bits_mean": p.activation_bits_mean,
+            "layers": [x.as_dict() for x in self.layers], "plans": [x.as_dict() for x in self.plans],
+        }
+
+
+class Weights:
+    """Counts the weights of a file, each constant once, however many layers read it."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def count(self, data: bytes, number: int) -> int:
+        """``number``, or 0 where a constant of the same bytes was counted before."""
+        known = data in self._seen
+        self._seen.add(data)
+        return 0 if known else number
+
+
+def precision_name(weight_bits: int, activation_bits: int) -> str:
+    """``W4A8``, or ``float32``, ``float16`` (weights of 16 bits, all else of 32)."""
+    return _FLOATS.get((weight_bits, activation_bits), f"W{weight_bits}A{activation_bits}")
 
 
 def inspect_path(path: Path, size: tuple[int, int] | None = None) -> list[Inspection]:
@@ -56,142 +148,116 @@ def inspect_path(path: Path, size: tuple[int, int] | None = None) -> list[Inspec
 
     Args:
         path: folder or file.
-        size: (H, W) at which memory and operations are counted; by default the bundle's, or 256 x 256. A TFLite file,
-            and what a bundle's manifest tells, stays at its own size.
+        size: (H, W) at which memory and operations are counted; by default the bundle's or the file's own, or
+            256 x 256. A TFLite file stays at its own size.
 
     Raises :class:`~irstd_edge.bundle.BundleError`, :class:`~irstd_edge.errors.UnsupportedError` (size or kind) and
     :class:`~irstd_edge.errors.MissingError` (the engine for ``.irstd``, the schema for ``.tflite``).
     """
     path = Path(path)
     if path.is_dir():
-        return [_artefact(bundle, kind, size) for bundle in [Bundle.open(path)] for kind in bundle.kinds]
-    kind = _KINDS.get(path.suffix)
+        bundle = Bundle.open(path)
+        size = size or tuple(bundle.manifest.reference_input)
+        return [_inspect_file(bundle.artefact(kind)[1], size) for kind in bundle.kinds]
+    return [_inspect_file(path, size)]
+
+
+def _inspect_file(path: Path, size: tuple[int, int] | None) -> Inspection:
+    kind = kind_of(path)
+    if kind == "native":
+        return _native(path, size or DEFAULT_SIZE)
+    if kind == "onnx":
+        from irstd_edge.export.inspect_onnx import inspect_onnx
+
+        return inspect_onnx(path, size)
+    from irstd_edge.export.inspect_tflite import inspect_tflite
+
+    return inspect_tflite(path)
+
+
+def kind_of(path: Path) -> str:
+    """``native``, ``onnx`` or ``tflite`` of a file that is there.
+
+    Raises :class:`~irstd_edge.errors.UnsupportedError` and :class:`~irstd_edge.bundle.BundleError`.
+    """
+    kind = KINDS.get(path.suffix)
     if kind is None:
-        raise UnsupportedError(f"{path}: no file that can be inspected; known: {', '.join(_KINDS)}, and bundle folders")
+        raise UnsupportedError(f"{path}: no file that can be inspected; known: {', '.join(KINDS)}, and bundle folders")
     if not path.is_file():
         raise BundleError(f"{path}: missing; write one with: irstd-edge export NETWORK --out DIR")
-    size = (256, 256) if size is None else size
-    return [{"native": _native, "onnx": _onnx, "tflite": _tflite}[kind](path, size)]
-
-
-def _artefact(bundle: Bundle, kind: str, size: tuple[int, int] | None) -> Inspection:
-    """From the file where our engine tells more than the manifest, else from the manifest."""
-    entry, path = bundle.artefact(kind)
-    reference = tuple(bundle.manifest.reference_input)
-    if kind == "native":
-        return _native(path, size or reference)
-    layers = tuple(Layer(x.name, x.operator, x.realised, x.bytes, macs=x.macs) for x in entry.layers)
-    return Inspection(path.name, kind, entry.bytes, reference, layers)
+    return kind
 
 
 def _native(path: Path, size: tuple[int, int]) -> Inspection:
-    from irstd_edge.runtimes.native import Engine, EngineError
+    from irstd_edge.runtimes.native import EngineError
 
+    data = path.read_bytes()
     try:
-        nodes = program.read(path.read_bytes()).nodes
+        found = program.read(data)
+        isa, layers, plan = _run_by_engine(data, found, size, path.name, Weights())
     except program.ProgramError as e:
         raise BundleError(f"{path}: {e}; export again") from e
-    try:
-        found = Engine(path, size).description
     except EngineError as e:
-        raise UnsupportedError(str(e)) from e
-    layers = tuple(
-        Layer(node.name, node.operator, _precision(node.operator, node.attributes),
-              sum(a.nbytes for a in node.constants.values()), told["kernel"], told["output_bytes"], told["macs"])
-        for node, told in zip(nodes, found["layers"], strict=True))
-    return Inspection(path.name, "native", found["file_bytes"], size, layers, found["isa"], found["arena_bytes"],
-                      found["arena_lower_bound_bytes"])
-
-
-def _precision(operator: str, attributes: Mapping = MappingProxyType({})) -> str:
-    """Of an operator of any of our files, by its name and attributes there."""
-    if operator.removeprefix("irstd.") == QUANT_CONV2D.name:
-        return f"W{attributes['weight_bits']}A{attributes['activation_bits']}"
-    if operator.removeprefix("irstd.") == BINARY_CONV2D.name:
-        return BINARY
-    weights = {"Conv", "Conv2d", "ConvTranspose", "ConvTranspose2d", "Gemm", "MatMul", "CONV_2D", "DEPTHWISE_CONV_2D",
-               "TRANSPOSE_CONV", "FULLY_CONNECTED"}
-    return FLOAT if operator in weights else ""
-
-
-def _inside(data: bytes, size: tuple[int, int] | None) -> list[Layer]:
-    """The layers of a Program, whose images are of ``size`` where that is known."""
-    found = program.read(data)
-    macs = [None] * len(found.nodes) if size is None else node_macs(found, *size)
-    return [Layer(node.name, f"{PROGRAM.tflite_name}/{node.operator}", _precision(node.operator, node.attributes),
-                  sum(a.nbytes for a in node.constants.values()), macs=count)
-            for node, count in zip(found.nodes, macs, strict=True)]
-
-
-def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
-    import onnx
-    import onnx_ir as ir
-
-    from irstd_edge.export.passes.graph import attributes, constant, is_program
-    from irstd_edge.export.passes.specialize import Specialize
-    from irstd_edge.export.schema import register_schemas
-
-    register_schemas()
-    try:
-        model = ir.load(path)
-    except Exception as e:  # protobuf's and onnx-ir's errors have no common class
-        raise BundleError(f"{path}: cannot be read as an ONNX file ({type(e).__name__})") from e
-    source = next(iter(model.graph.inputs), None)
-    if source is None or source.shape is None or len(source.shape) != 4:
-        raise UnsupportedError(f"{path}: its input is no [1, C, H, W] image")
-    source.shape = ir.Shape((1, *tuple(source.shape)[1:]))
-    try:
-        Specialize(size)(model)
-        # The sizes behind a Program follow from its bytes, which the pass does not read.
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
-    except ValueError as e:
         raise UnsupportedError(f"{path}: {e}") from e
-    layers: list[Layer] = []
-    for node in model.graph:
-        if is_program(node):
-            image = node.inputs[1].shape
-            known = image is not None and image.is_static()
-            layers += _inside(constant(node.inputs[0]).tobytes(), tuple(image)[2:] if known else None)
-            continue
-        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        constants = {v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None}
-        layers.append(Layer(node.name, operator, _precision(operator, attributes(node)), sum(constants.values()),
-                            macs=_macs(node)))
-    return Inspection(path.name, "onnx", path.stat().st_size, size, tuple(layers))
+    return Inspection(path.name, "native", len(data), size, tuple(layers), isa, (plan,))
 
 
-def _macs(node) -> int | None:
-    """0 without weights, None where a size depends on data."""
-    from irstd_edge.export.layers import count_macs
-    from irstd_edge.export.passes.simplify import has_weights
+def inspect_programs(parts: Sequence[tuple[str, bytes, tuple[int, int] | None]], weights: Weights
+                     ) -> tuple[str | None, list[list[Layer]], tuple[Plan, ...]]:
+    """The instruction set, and the layers and the plan of each Program of a file, given as (name, bytes, (H, W)).
 
-    if not has_weights(node):
-        return 0
-    static = all(v.shape is not None and v.shape.is_static() for v in (node.inputs[0], node.outputs[0]))
-    return count_macs(node) if static else None
+    There is neither kernel nor plan where a size is unknown, or the engine is not here or refuses.
+    """
+    from irstd_edge.runtimes.native import EngineError
+
+    isa, layers, plans = None, [], []
+    for name, data, size in parts:
+        found, inside = program.read(data), None
+        if size is not None:
+            with suppress(EngineError, MissingError):
+                isa, inside, plan = _run_by_engine(data, found, size, name, weights)
+                plans.append(plan)
+        if inside is None:
+            inside = [_program_layer(found, node, i, size, weights) for i, node in enumerate(found.nodes)]
+        layers.append([replace(x, op=f"{PROGRAM.tflite_name}/{x.op}") for x in inside])
+    return isa, layers, tuple(plans)
 
 
-def _tflite(path: Path, size: tuple[int, int]) -> Inspection:
-    try:
-        from ai_edge_litert import schema_py_generated as tfl
-    except ImportError as e:
-        raise MissingError(f"reading {path} needs {e.name}; install it with: pip install irstd-edge[tflite]") from e
-    names = {v: k for k, v in vars(tfl.BuiltinOperator).items() if not k.startswith("_")}
-    try:
-        model = tfl.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()), 0)
-        graph, layers = model.subgraphs[0], []
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = code.customCode.decode() if code.customCode else names[code.builtinCode]
-            data = [model.buffers[graph.tensors[i].buffer].data for i in operator.inputs if i >= 0]
-            output = graph.tensors[operator.outputs[0]]
-            if name == PROGRAM.tflite_name:
-                image = graph.tensors[operator.inputs[1]].shape
-                layers += _inside(bytes(data[0]), (int(image[1]), int(image[2])))
-                continue
-            layers.append(Layer(output.name.decode(), name, _precision(name),
-                                sum(len(d) for d in data if d is not None)))
-        shape = [int(s) for s in graph.tensors[graph.inputs[0]].shape]
-    except Exception as e:  # the generated classes check nothing: a damaged file raises anything
-        raise BundleError(f"{path}: cannot be read as a TFLite file ({type(e).__name__})") from e
-    return Inspection(path.name, "tflite", path.stat().st_size, (shape[1], shape[2]), tuple(layers))
+def _run_by_engine(data: bytes, found: program.Program, size: tuple[int, int], name: str, weights: Weights
+                   ) -> tuple[str, list[Layer], Plan]:
+    from irstd_edge.runtimes.native import Engine
+
+    engine = Engine(data, size)
+    told, planned = engine.description, engine.plan()
+    layers = [_program_layer(found, node, i, size, weights, told["layers"][i]) for i, node in enumerate(found.nodes)]
+    plan = Plan(name, told["arena_bytes"], told["arena_lower_bound_bytes"], planned["scratch_offset"],
+                planned["scratch_bytes"], tuple(node.name for node in found.nodes),
+                tuple(map(tuple, planned["steps"])), tuple(planned["buffers"]))
+    return told["isa"], layers, plan
+
+
+def _program_layer(found: program.Program, node: program.Node, index: int, size: tuple[int, int] | None,
+                   weights: Weights, told: dict | None = None) -> Layer:
+    shape = macs = None
+    if size is not None:
+        sizes = tensor_sizes(found, *size)
+        shape = (found.tensors[node.output].channels, *sizes[node.output])
+        macs = node_macs(found, *size)[index]
+    told = {} if told is None else told
+    layer = {"kernel": told.get("kernel"), "output_bytes": told.get("output_bytes"), "shape": shape,
+             "reads": tuple(found.tensors[i].name for i in node.inputs), "writes": found.tensors[node.output].name}
+    stored = sum(a.nbytes for a in node.constants.values())
+    if "weight" not in node.constants:
+        return Layer(node.name, node.operator, stored, **layer)
+    weight, a = node.constants["weight"], node.attributes
+    if node.operator == "BinaryConv2d":
+        bits = (1, 1)
+    else:
+        bits = a.get("weight_bits", 8 * weight.dtype.itemsize), a.get("activation_bits", FLOAT_BITS)
+    number = a["out_channels"] * a["in_channels"] // a["groups"] * a["kernel_h"] * a["kernel_w"]
+    # A binary convolution's second input is its residual.
+    images = node.inputs if node.operator == "QuantConv2d" else node.inputs[:1]
+    inputs = 0 if size is None else sum(found.tensors[i].channels * prod(sizes[i]) for i in images)
+    return Layer(node.name, node.operator, stored, precision_name(*bits), macs=macs,
+                 weights=weights.count(weight.tobytes(), number), inputs=inputs, weight_bits=bits[0],
+                 activation_bits=bits[1], **layer)

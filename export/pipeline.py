@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture
 from irstd_edge.export.layers import constant_bytes, describe_layers
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.specialize import Specialize
+from irstd_edge.export.refusal import RefusedError
 from irstd_edge.export.targets.fused import find_parts, fuse
 from irstd_edge.export.targets.native import to_native
 from irstd_edge.export.targets.onnx import to_onnx
@@ -67,6 +69,7 @@ def export_bundle(
     strict: bool = False,
     overwrite: bool = False,
     per_layer: bool = False,
+    repro: Path | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Export a network to a bundle folder and verify every file of it on the bundle's test vectors.
@@ -80,6 +83,7 @@ def export_bundle(
             always with ``portable``, which has no compressed operators).
         overwrite: replace a folder that is no bundle of ours.
         per_layer: keep one node for each layer in ``onnx`` and ``tflite`` files, instead of Program nodes.
+        repro: where an operator is refused, write the smallest part that fails to this Python file.
         note: called with a sentence for everything that a user should know and that is no error.
 
     Raises :class:`~irstd_edge.errors.UnsupportedError` (a layer, operator or target),
@@ -90,7 +94,7 @@ def export_bundle(
     targets = check_targets(targets)
     _check_size(source.network, input_size)
     # Opened first: a folder that cannot be written is told before the work, and nothing of it stays on an error.
-    with staged_folder(Path(out), overwrite=overwrite) as folder:
+    with staged_folder(Path(out), overwrite=overwrite) as folder, _minimizing(source, input_size, repro):
         inputs = make_test_inputs(input_size)
         outputs = reference_outputs(source.network, inputs)
         captured = capture(source.network, input_size)
@@ -118,6 +122,20 @@ def export_bundle(
     for text in _notes(captured, files, input_size):
         note(text)
     return manifest
+
+
+@contextmanager
+def _minimizing(source: LoadedNetwork, input_size: tuple[int, int], repro: Path | None) -> Iterator[None]:
+    """Adds to the error of a refused operator where its smallest part is, or how to get that."""
+    try:
+        yield
+    except RefusedError as e:
+        if repro is None:
+            raise e.noting("--minimize writes the smallest part that fails to a file") from e
+        from irstd_edge.export.minimize import minimize
+
+        minimize(source.network, source.factory, input_size, e, repro)
+        raise e.noting(f"the smallest part that fails: {repro}") from e
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:

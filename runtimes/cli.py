@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from irstd_edge import errors
+from irstd_edge.json_output import JsonFile, json_option
 from irstd_edge.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from irstd_edge.runtimes.session import Session
 
 PATH = click.Path(path_type=Path)
-json_option = click.option("--json", "json_file", type=PATH, help="Write the result as JSON.")
 threads_option = click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True,
                               help="Threads of the runtime.")
 every_option = click.option("--every", type=click.IntRange(1), default=1, show_default=True,
@@ -35,7 +35,7 @@ every_option = click.option("--every", type=click.IntRange(1), default=1, show_d
 @click.option("--artefact", "artefacts", multiple=True, metavar="KIND", help="One artefact (repeatable); default all.")
 @threads_option
 @every_option
-@json_option
+@json_option("the result")
 def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
     """Compare the artefacts of a bundle with PyTorch: identical tensors first, then the metrics.
 
@@ -43,13 +43,10 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
     """
     from irstd_edge.bundle import Bundle
     from irstd_edge.data import Dataset
-    from irstd_edge.files import check_writable
     from irstd_edge.runtimes import parity
     from irstd_edge.runtimes.video import count_frames, list_inputs, read_all
 
     _both(dataset, root)
-    if json_file:
-        check_writable(json_file)
     opened = Bundle.open(bundle)
     samples = Dataset(root, dataset, "test") if dataset else None
     total = sum(count_frames(p, every) for p in list_inputs(images)) if images else 0
@@ -58,8 +55,8 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
         result = parity.verify(opened, frames, list(artefacts) or None, threads, samples, advance)
     _print_verification(result)
     if json_file:
-        _write_json(json_file, {"network": opened.manifest.network, "threads": threads, "dataset": dataset,
-                                "images": None if images is None else str(images)} | result.as_dict())
+        json_file.write({"network": opened.manifest.network, "threads": threads, "dataset": dataset,
+                         "images": None if images is None else str(images)} | result.as_dict())
     result.check()
 
 
@@ -88,7 +85,7 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.option("--std", type=float, help="Of a network: deviation on the 0..255 scale.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
 @threads_option
-@json_option
+@json_option("the result")
 def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, worst_count, clips, every, artefact,
              checkpoint, from_layout, model, allow_pickle, mean, std, threshold, threads, json_file):
     """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
@@ -104,7 +101,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         raise click.UsageError("name --dataset NAME --root DIR, or --clips DIR")
     if not dataset and (roc_file or worst_file):
         raise click.UsageError("--roc and --worst need --dataset NAME --root DIR")
-    for file in filter(None, (json_file, roc_file, worst_file)):
+    for file in filter(None, (roc_file, worst_file)):
         check_writable(file)
     if worst_file:
         _check_picture(worst_file)
@@ -149,7 +146,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         report["worst"] = [{"image": c.name, "iou": c.iou} for c in worst.cases]
         _save_picture(review.worst_sheet(worst.cases), worst_file)
     if json_file:
-        _write_json(json_file, report)
+        json_file.write(report)
 
 
 @click.command()
@@ -157,7 +154,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
 @click.argument("source", type=PATH, metavar="INPUT")
 @click.option("--artefact", default="onnx", show_default=True, metavar="KIND", help="What to run.")
 @click.option("--out", type=PATH, help="Folder for overlays, detections.json and detections.csv.")
-@click.option("--json", "json_file", type=PATH, help="Write the targets of every frame as JSON.")
+@json_option("the targets of every frame")
 @click.option("--csv", "csv_file", type=PATH, help="Write the targets as CSV, one row each.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
 @click.option("--overlay/--no-overlay", default=True, show_default=True, help="Draw a PNG or MP4 for each input.")
@@ -181,8 +178,8 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
     if out is not None:
         if out.resolve() in {f.parent.resolve() for f in files}:
             raise click.UsageError("--out is the folder of the input; name another")
-        json_file, csv_file = json_file or out / "detections.json", csv_file or out / "detections.csv"
-    for file in filter(None, (json_file, csv_file, sheet)):
+        json_file, csv_file = json_file or JsonFile(out / "detections.json"), csv_file or out / "detections.csv"
+    for file in filter(None, (csv_file, sheet)):
         check_writable(file)
     if sheet:
         _check_picture(sheet)
@@ -222,7 +219,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
 
     fps = len(records) / seconds if seconds else None
     if json_file:
-        _write_json(json_file, {
+        json_file.write({
             "network": manifest.network, "artefact": artefact, "runtime": session.runtime,
             "threshold": threshold, "threads": threads, "frames_per_second": fps, "frames": records,
             "failed": [{"file": f.name, "error": str(e)} for f, e in failed.items()],
@@ -241,7 +238,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
 
 
 @click.command()
-@json_option
+@json_option("the result")
 def doctor(json_file):
     """Tell which runtimes, instruction sets and tools are here, and how to get the missing ones.
 
@@ -252,7 +249,7 @@ def doctor(json_file):
     environment = inspect_environment()
     _print_environment(environment)
     if json_file:
-        _write_json(json_file, environment.as_dict())
+        json_file.write(environment.as_dict())
     if environment.missing:
         raise errors.MissingError("missing: " + ", ".join(f"{c.name} ({c.fix})" for c in environment.missing))
 
@@ -344,14 +341,6 @@ def _save_picture(picture, path: Path) -> None:
 
     with replacing(path) as temporary:
         picture.save(temporary, **({"optimize": True} if path.suffix.lower() == ".png" else {"quality": 90}))
-
-
-def _write_json(path: Path, value: dict) -> None:
-    import json
-
-    from irstd_edge.files import write_text
-
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _write_csv(path: Path, fields: tuple[str, ...], rows: list[dict]) -> None:

@@ -25,8 +25,11 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES = {
     "irstd_open": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int,
                                   ctypes.POINTER(_POINTER)]),
+    "irstd_open_memory": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int64, ctypes.c_int,
+                                         ctypes.POINTER(_POINTER)]),
     "irstd_run": (ctypes.c_int, [_POINTER, _POINTER, _POINTER]),
     "irstd_describe": (ctypes.c_char_p, [_POINTER]),
+    "irstd_describe_plan": (ctypes.c_char_p, [_POINTER]),
     "irstd_run_layer": (ctypes.c_int, [_POINTER, ctypes.c_char_p]),
     "irstd_last_error": (ctypes.c_char_p, []),
     "irstd_close": (None, [_POINTER]),
@@ -53,22 +56,33 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 class Engine:
-    """A file opened for one image size; one thread uses it at a time.
+    """A file, or its bytes, opened for one image size; one thread uses it at a time.
 
     Raises :class:`EngineError`, and :class:`~irstd_edge.errors.MissingError` where there is no library.
     ``description`` is what ``irstd_describe`` tells: isa, height, width, threads, file_bytes, arena_bytes,
     arena_lower_bound_bytes, strip_rows, and the lists inputs, outputs and layers.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], threads: int = 1):
+    def __init__(self, source: Path | bytes, size: tuple[int, int], threads: int = 1):
         self._engine = _load(library.find("native"))
         self._session = _POINTER()
-        self._check(self._engine.irstd_open(os.fsencode(path), *size, threads, ctypes.byref(self._session)))
+        session = ctypes.byref(self._session)
+        if isinstance(source, bytes):
+            self._check(self._engine.irstd_open_memory(source, len(source), *size, threads, session))
+        else:
+            self._check(self._engine.irstd_open(os.fsencode(source), *size, threads, session))
         weakref.finalize(self, self._engine.irstd_close, self._session)
         self.size = size
         self.description = json.loads(self._engine.irstd_describe(self._session))
         self.input_shapes, self.output_shapes = (
             [(t["channels"], t["height"], t["width"]) for t in self.description[k]] for k in ("inputs", "outputs"))
+
+    def plan(self) -> dict:
+        """What ``irstd_describe_plan`` tells: arena_bytes, scratch_offset, scratch_bytes, steps and buffers."""
+        text = self._engine.irstd_describe_plan(self._session)
+        if text is None:
+            raise MemoryError("the plan of a run")
+        return json.loads(text)
 
     def bind(self, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> Callable[[], None]:
         """A call that runs the network from contiguous float32 ``[C, H, W]`` arrays into others."""

@@ -18,9 +18,12 @@ _NODE_DOMAIN = b"\x3a" + bytes([len(DOMAIN)]) + DOMAIN.encode()
 
 
 class OrtSession(Session):
-    """One ONNX file; the library of our operators is registered only where the file has such a node."""
+    """One ONNX file; the library of our operators is registered only where the file has such a node.
 
-    def __init__(self, artefact: str, path: Path, threads: int, *, custom_operators: bool):
+    ``model``: a copy of the file with other outputs, to run in its place.
+    """
+
+    def __init__(self, artefact: str, path: Path, threads: int, *, custom_operators: bool, model: bytes | None = None):
         try:
             import onnxruntime
         except ImportError as e:
@@ -34,12 +37,13 @@ class OrtSession(Session):
         options.log_severity_level = 3
         # Without it, denormal activations slow a trained network down tenfold.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        if custom_operators and _NODE_DOMAIN in path.read_bytes():
+        model = path.read_bytes() if model is None else model
+        if custom_operators and _NODE_DOMAIN in model:
             self.isa = library.selected_isa("ort")
             options.add_session_config_entry("irstd.threads", str(threads))
             options.register_custom_ops_library(str(library.find("ort")))
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # every error of ORT is a class of its own, derived from Exception alone
             raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {e}") from e
         self._path = path
@@ -48,6 +52,14 @@ class OrtSession(Session):
         self._output = self._session.get_outputs()[0].name
 
     def run(self, x: np.ndarray) -> np.ndarray:
+        return self._run(x, [self._output])[0]
+
+    def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Every output of the file by name."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._run(x, names), strict=True))
+
+    def _run(self, x: np.ndarray, names: list[str]) -> list[np.ndarray]:
         # A dynamic size is a name; a file of a network that PyTorch could not export dynamically has numbers.
         fixed = [n for n in self._shape[2:] if isinstance(n, int)]
         if fixed and fixed != list(x.shape[2:]):
@@ -55,7 +67,7 @@ class OrtSession(Session):
                 f"{self._path}: written for {fixed[0]}x{fixed[1]} images, cannot run {x.shape[2]}x{x.shape[3]}; "
                 "export again with that --input-size"
             )
-        return self._session.run([self._output], {self._input: np.ascontiguousarray(x, np.float32)})[0]
+        return self._session.run(names, {self._input: np.ascontiguousarray(x, np.float32)})
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         from onnxruntime import OrtValue

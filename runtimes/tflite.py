@@ -35,10 +35,11 @@ class TfliteSession(Session):
     """One .tflite file; the delegate is loaded only where the file has an operator of ours.
 
     The file is written for one image size. Where the export found it ``resizable``, another one is run by rewriting
-    the sizes inside it and resizing the input.
+    the sizes inside it and resizing the input. ``keep``: every tensor can be read after a run (:meth:`run_all`), for
+    which the interpreter's own delegate, XNNPACK, is left out.
     """
 
-    def __init__(self, artefact: str, path: Path, threads: int, *, resizable: bool):
+    def __init__(self, artefact: str, path: Path, threads: int, *, resizable: bool, keep: bool = False):
         module, self.runtime = interpreter_module()
         self.artefact = artefact
         self._path = path
@@ -53,8 +54,12 @@ class TfliteSession(Session):
             except (ValueError, OSError) as e:
                 raise MissingError(f"{file}: {self.runtime} cannot load it as a delegate ({e})") from e
         self._model = model
+        kept = {}
+        if keep:
+            kept = {"experimental_preserve_all_tensors": True,
+                    "experimental_op_resolver_type": module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
         self._open = lambda content: module.Interpreter(
-            model_content=content, num_threads=threads, experimental_delegates=delegates
+            model_content=content, num_threads=threads, experimental_delegates=delegates, **kept
         )
         try:
             self._interpreter = self._open(model)
@@ -97,6 +102,18 @@ class TfliteSession(Session):
         self._interpreter.invoke()
         y = self._interpreter.get_tensor(self._output)
         return y.reshape(y.shape[0], 1, y.shape[1], y.shape[2])
+
+    def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Every tensor of the file by name, as it lies there, of a session that keeps them; ``x``: one image."""
+        self._load(x)
+        self._interpreter.invoke()
+        found = {}
+        for tensor in self._interpreter.get_tensor_details():
+            try:
+                found[tensor["name"]] = self._interpreter.get_tensor(tensor["index"])
+            except ValueError:  # one that only a delegate has
+                continue
+        return found
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         self._load(x)

@@ -16,6 +16,7 @@ from irstd_edge.export.passes.fold_threshold import FoldThreshold
 from irstd_edge.export.passes.lower_binary import LowerBinary
 from irstd_edge.export.passes.lower_fixed_point import LowerFixedPoint
 from irstd_edge.export.passes.lower_quant import LowerQuant
+from irstd_edge.export.passes.name_values import NameValues
 from irstd_edge.export.passes.simplify import Finish, Simplify
 
 #: Thresholds come first: they are exact, while folding the same map into the convolution before it is not.
@@ -35,6 +36,7 @@ def compress(model: ir.Model) -> ir.Model:
     FoldConvBatchNorm()(model)
     Simplify(rewrite=True)(model)
     Finish()(model)
+    NameValues()(model)
     return model
 
 

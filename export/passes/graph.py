@@ -18,6 +18,8 @@ from irstd_edge.opspec import (
 
 #: Metadata keys of a node: the PyTorch path of its layer, and the precision that this layer asked for.
 LAYER, REQUESTED = "layer", "requested"
+#: In memory alone, for messages: the line of the user's code that made a node.
+SOURCE = "source"
 #: Input slots of ``irstd::BinaryConv2d`` in the specification's order.
 X, WEIGHT, THRESHOLD, SCALE, BIAS, ACTIVATION, RESIDUAL = range(7)
 #: Those of ``irstd::QuantConv2d``, behind X and WEIGHT.

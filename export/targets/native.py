@@ -33,6 +33,7 @@ from irstd_edge.export.passes.graph import (
     spec_of,
 )
 from irstd_edge.export.passes.specialize import Specialize
+from irstd_edge.export.refusal import refuse
 from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, QUANT_CONV2D
 from irstd_edge.program import FloatActivation, Node, Program, ProgramError, ResizeMode, Tensor
 
@@ -109,16 +110,9 @@ def _written(graph: ir.Graph) -> _Writer:
     return writer
 
 
-def _unsupported(node: ir.Node, why: str) -> UnsupportedError:
-    layer = node.metadata_props.get(LAYER, "")
-    place = f" of layer {layer}" if layer else f" ({node.name})" if node.name else ""
-    return UnsupportedError(f"{node.op_type}{place} {why}; the native engine cannot run it: change the layer, "
-                            "or leave native out of --to")
-
-
 def _require(condition: bool, node: ir.Node, why: str) -> None:
     if not condition:
-        raise _unsupported(node, why)
+        raise refuse(node, "native", why)
 
 
 def _key(node: ir.Node) -> str:
@@ -174,7 +168,7 @@ class _Writer:
         try:
             self.nodes.append(Node(operator, node.name, numbers, self.add(result), values, arrays))
         except ProgramError as e:
-            raise _unsupported(node, f"does not fit the file ({e})") from e
+            raise refuse(node, "native", f"does not fit the file ({e})") from e
         layer = node.metadata_props.get(LAYER) or node.name
         self.layer_bytes[layer] = self.layer_bytes.get(layer, 0) + sum(a.nbytes for a in arrays.values())
 
@@ -245,10 +239,12 @@ def channels_of(value: ir.Value) -> int:
     """C of a ``[1, C, H, W]``. Raises :class:`UnsupportedError` for any other shape."""
     shape = value.shape
     if shape is None or len(shape) != 4 or shape[0] != 1 or not isinstance(shape[1], int):
-        producer = value.producer()
-        kind = f"{value.name!r}" if producer is None else f"{producer.op_type} ({producer.name})"
-        raise UnsupportedError(f"{kind} is {'of unknown shape' if shape is None else list(shape)}; the native engine "
-                               "runs [1, C, H, W] images: keep four axes, or leave native out of --to")
+        kind = "of unknown shape" if shape is None else str(list(shape))
+        if (producer := value.producer()) is not None:
+            raise refuse(producer, "native", f"gives a tensor that is {kind}, and the native engine runs [1, C, H, W] "
+                                             "images")
+        raise UnsupportedError(f"{value.name!r} is {kind}; the native engine runs [1, C, H, W] images: leave native "
+                               "out of --to")
     return shape[1]
 
 

@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from irstd_edge.export.passes import lower_fixed_point
+from irstd_edge.export.passes.graph import SOURCE
 from irstd_edge.export.passes.lower_quant import LowerQuant
 from irstd_edge.export.schema import register_schemas
 
@@ -20,7 +21,10 @@ def to_onnx(model: ir.Model) -> bytes:
     register_schemas()
     model = model.clone()
     LowerQuant()(model)
-    proto = ir.to_proto(lower_fixed_point(model))
+    model = lower_fixed_point(model)
+    for node in model.graph:
+        node.metadata_props.pop(SOURCE, None)
+    proto = ir.to_proto(model)
     # Values inside carry the exporter's own size symbols; the file keeps those of its input and output alone.
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto, full_check=True)

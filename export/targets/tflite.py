@@ -55,17 +55,22 @@ def to_tflite(model: ir.Model, input_size: tuple[int, int], other_size: tuple[in
 
 def _write(model: ir.Model, input_size: tuple[int, int], parts: Sequence[Part]):
     """The graph under construction and the model specialised for it."""
+    model = model.clone()
+    Specialize(input_size)(model)
+    model = lower_fixed_point(fuse(model, parts))
+    return write_static(model), model
+
+
+def write_static(model: ir.Model):
+    """The graph under construction for a model of static shapes. Raises as :func:`to_tflite`."""
     try:
         from irstd_edge.export.targets.tflite_graph import TfliteGraph
         from irstd_edge.export.targets.tflite_ops import write_node
     except ImportError as e:
         raise MissingError(f"the tflite target needs {e.name}; install it with: pip install irstd-edge[tflite]") from e
-    model = model.clone()
-    Specialize(input_size)(model)
-    model = lower_fixed_point(fuse(model, parts))
     graph = TfliteGraph()
     for value in model.graph.inputs:
         graph.tensor(value)
     for node in model.graph:
         write_node(graph, node)
-    return graph, model
+    return graph

@@ -5,7 +5,6 @@ A writer takes the graph under construction and a node whose shapes are static, 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from math import prod
 
@@ -13,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as tfl
 
-from irstd_edge.errors import UnsupportedError
-from irstd_edge.export.passes.graph import LAYER, attributes, constant, operand, spec_of
+from irstd_edge.export.passes.graph import attributes, constant, operand, spec_of
+from irstd_edge.export.refusal import refuse
 from irstd_edge.export.targets.tflite_graph import NHWC_AXIS, TfliteGraph, nhwc_shape, shape_of
 from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, PROGRAM, ProgramSpec
 
@@ -22,25 +21,18 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 def write_node(graph: TfliteGraph, node: ir.Node) -> None:
-    """Append ``node``. Raises :class:`UnsupportedError` naming it, its place and what is supported."""
+    """Append ``node``. Raises :class:`~irstd_edge.export.refusal.RefusedError`."""
     key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
     writer = WRITERS.get(key)
     if writer is None:
-        near = difflib.get_close_matches(node.op_type, WRITERS, 3, 0.3) or sorted(WRITERS)[:3]
-        raise unsupported(node, f"has no TFLite form here; nearest supported operators: {', '.join(near)}")
+        raise refuse(node, "tflite", "has no TFLite form here")
     graph.enter(node)
     writer(graph, node)
 
 
-def unsupported(node: ir.Node, why: str) -> UnsupportedError:
-    layer = node.metadata_props.get(LAYER, "")
-    place = f" of layer {layer}" if layer else f" ({node.name})" if node.name else ""
-    return UnsupportedError(f"{node.op_type}{place} {why}")
-
-
 def _require(condition: bool, node: ir.Node, why: str) -> None:
     if not condition:
-        raise unsupported(node, why)
+        raise refuse(node, "tflite", why)
 
 
 def _axis(node: ir.Node, axis: int, rank: int) -> int:
@@ -311,7 +303,7 @@ def _pad_node(graph: TfliteGraph, node: ir.Node) -> None:
         graph.op("MIRROR_PAD", [x, graph.constant(_ints(table))], out, {"mode": tfl.MirrorPadMode.REFLECT},
                  option_type="MirrorPadOptions")
     else:
-        raise unsupported(node, f"pads by {mode!r}; supported: constant, reflect")
+        raise refuse(node, "tflite", f"pads by {mode!r}; supported: constant, reflect")
 
 
 # Element-wise operators ------------------------------------------------------------------------------------------

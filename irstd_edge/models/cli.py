@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
-from pathlib import Path
 
 import click
 
-from irstd_edge.files import check_writable, write_text
+from irstd_edge.json_output import JsonFile, json_option
 
 _COUNTS = {"raw": "raw", "binary_div32_plus_conv": "/32+conv", "binary_div32_plus_all": "/32+all"}
 _OPERATIONS = {"macs": "MACs", "bops": "BOPs", "ops": "OPs"}
@@ -16,14 +14,12 @@ _METRICS = {"iou": "IoU", "niou": "nIoU", "pd": "Pd"}
 
 
 @click.command(help="List the networks by family: size, operations at 256 x 256, measured accuracy.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the list to this file too.")
-def models(json_file: Path | None) -> None:
+@json_option("the list")
+def models(json_file: JsonFile | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    if json_file:
-        check_writable(json_file)
     entries = describe_models()
     table = Table(title="Networks at 256 x 256", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("network", no_wrap=True)
@@ -45,7 +41,7 @@ def models(json_file: Path | None) -> None:
                   soft_wrap=True)
     console.print("\n".join(notes), soft_wrap=True)
     if json_file:
-        write_text(json_file, json.dumps(entries, indent=2) + "\n")
+        json_file.write(entries)
 
 
 def describe_models() -> list[dict]:

@@ -191,7 +191,7 @@ def test_what_pytorch_prints_while_it_exports_is_kept_back(capfd):
 def test_a_lost_binary_layer_is_an_error(monkeypatch):
     from irstd_edge.export import capture as module
 
-    real = module._onnx_export
+    real = module.onnx_export
 
     def lossy(*arguments):
         model = real(*arguments)
@@ -200,7 +200,7 @@ def test_a_lost_binary_layer_is_an_error(monkeypatch):
         model.graph.remove(node, safe=True)
         return model
 
-    monkeypatch.setattr(module, "_onnx_export", lossy)
+    monkeypatch.setattr(module, "onnx_export", lossy)
     with pytest.raises(UnsupportedError, match=r"compressed layers changed .*conv"):
         capture(Conv(), (8, 8))
 

@@ -328,3 +328,7 @@ def test_the_runner_says_what_is_wrong(bench, model, tmp_path, arguments, code, 
 def test_the_runner_without_an_instruction_set(bench, model):
     done = run_bench(bench, model, "--height", 16, "--width", 24, IRSTD_ISA="abacus")
     assert done.returncode == 3 and "IRSTD_ISA=abacus" in done.stderr
+
+
+def test_no_session_has_no_plan():
+    assert native._load(library.find("native")).irstd_describe_plan(None) is None

@@ -86,3 +86,19 @@ def test_links_lead_somewhere():
     for name in ("metrics", "training", "models", "quantisation"):
         for link in re.findall(r"\]\(([^)#:]+)\)", page(name)):
             assert (DOCS / link).exists(), (name, link)
+
+
+def test_the_operators_of_each_target():
+    from irstd_edge.export.targets import native, tflite_ops
+
+    for name, writers in (("tflite", tflite_ops.WRITERS), ("native", native.WRITERS)):
+        shown = rows(page("export").partition("## An operator that is refused")[2])[name]
+        assert shown.split(", ") == sorted(k for k in writers if "::" not in k)
+
+
+def test_the_fields_of_inspect():
+    from irstd_edge.export.inspect import Inspection, Layer
+
+    text = page("inspect")
+    fields = [*Inspection("", "onnx", 0, None, ()).as_dict(), *Layer("", "", 0).as_dict()]
+    assert [f for f in fields if f"`{f}`" not in text and f"`{f}[]`" not in text] == ["file", "kind", "isa"]

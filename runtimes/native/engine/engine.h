@@ -195,7 +195,7 @@ struct irstd_session {
     uint64_t *profile; /* nanoseconds by node, or NULL */
     struct irstd_pool *pool;
     struct irstd_barrier *barrier;
-    char *description;
+    char *description, *plan_description;
     void **owned; /* allocations that live as long as the session */
     size_t owned_count, owned_capacity;
 };

@@ -273,6 +273,7 @@ void irstd_close(irstd_session *s) {
     free(s->steps);
     free(s->arena_memory);
     free(s->description);
+    free(s->plan_description);
     if (s->mapping) munmap(s->mapping, s->mapping_bytes);
     free(s);
 }
@@ -354,4 +355,41 @@ irstd_status irstd_write_description(struct irstd_session *s, irstd_error *error
     }
     s->description = w.text;
     return IRSTD_OK;
+}
+
+/* One row of the arena map; what lives for the whole run ends with its last step. */
+static void put_buffer(writer *w, const struct irstd_session *s, const irstd_ring *ring, const char *name,
+                       const char *holds, int first) {
+    if (!ring->ring) return;
+    put(w, "%s{\"name\": ", first ? "" : ", ");
+    put_string(w, name);
+    put(w, ", \"holds\": \"%s\", \"rows\": %lld, \"offset\": %zu, \"bytes\": %zu, \"first_step\": %d, \"last_step\": %d, "
+           "\"first_layer\": %d, \"last_layer\": %d}",
+        holds, (long long)ring->ring, ring->offset, (size_t)ring->ring * ring->row_bytes, ring->first_step,
+        (int)irstd_min(ring->last_step, s->step_count - 1), ring->first_node,
+        (int)irstd_min(ring->last_node, s->node_count - 1));
+}
+
+const char *irstd_describe_plan(irstd_session *s) {
+    if (!s || s->plan_description) return s ? s->plan_description : NULL;
+    writer w = {.text = malloc(4096), .capacity = 4096};
+    if (!w.text) return NULL;
+    put(&w, "{\"arena_bytes\": %zu, \"scratch_offset\": %zu, \"scratch_bytes\": %zu, \"steps\": [", s->arena_bytes,
+        s->scratch_offset, s->arena_bytes - s->scratch_offset);
+    for (int k = 0; k < s->step_count; k++)
+        put(&w, "%s[%d, %d, %d]", k ? ", " : "", s->steps[k].node, s->steps[k].first, s->steps[k].last);
+    put(&w, "], \"buffers\": [");
+    const size_t none = w.length;
+    for (int k = 0; k < s->tensor_count; k++) {
+        const irstd_tensor *t = &s->tensors[k];
+        if (!t->external && t->stored) put_buffer(&w, s, &t->ring, t->name, "values", w.length == none);
+        for (int m = 0; m < t->map_count; m++)
+            put_buffer(&w, s, &t->maps[m].ring, t->name, t->maps[m].quantizer ? "integers" : "signs", w.length == none);
+    }
+    put(&w, "]}");
+    if (w.failed) {
+        free(w.text);
+        return NULL;
+    }
+    return s->plan_description = w.text;
 }

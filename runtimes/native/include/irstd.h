@@ -82,6 +82,12 @@ IRSTD_API irstd_status irstd_run_layer(irstd_session *session, const char *name)
  * channels, height, width, output_bytes, macs). */
 IRSTD_API const char *irstd_describe(irstd_session *session);
 
+/* JSON text, owned by the session and made when first asked for; NULL when out of memory. The plan of a run: steps[] as
+ * [layer, first row, last row + 1], in order; buffers[] of the arena (name of the tensor, holds: values, signs or
+ * integers, rows, offset, bytes); arena_bytes, scratch_offset, scratch_bytes. A buffer is in use in steps first_step to
+ * last_step, where these compute one of the layers first_layer to last_layer. */
+IRSTD_API const char *irstd_describe_plan(irstd_session *session);
+
 /* How many inputs and outputs a session has, and the shape [channels, height, width] of one of them. */
 IRSTD_API int irstd_input_count(const irstd_session *session);
 IRSTD_API int irstd_output_count(const irstd_session *session);

@@ -22,7 +22,7 @@ CORES = tuple(name for name in rows.MACHINES if name != "host")
 def count(work: str, engine: str, core: str) -> dict:
     if engine == ours.ENGINE:
         isa, counted = ours.count_ours(work, core)
-        return {"isa": isa, "precision": "binary", "instructions": counted.windows[-1]}
+        return {"isa": isa, "precision": ours.precision(work), "instructions": counted.windows[-1]}
     return count_peer(work, engine, core)
 
 
@@ -47,13 +47,14 @@ def main(works, engines, cores, write_budgets):
                 found[work, engine, core] = row
                 write_text(path, json.dumps({"rows": list(found.values())}, indent=1) + "\n")
                 text = f"{row['instructions'] / 1e6:9.2f} M" if row["instructions"] else row["skipped"]
-                print(f"{work:14} {engine:12} {core:10} {text}  ({time.monotonic() - start:.0f} s)", flush=True)
+                print(f"{work:21} {engine:12} {core:10} {text}  ({time.monotonic() - start:.0f} s)", flush=True)
     if write_budgets:
-        budgets = {}
+        path = HERE / "budgets.json"
+        budgets = {work: cores for work, cores in json.loads(path.read_text()).items() if work in ours.WORKS}
         for (work, engine, core), row in sorted(found.items()):
             if engine == ours.ENGINE:
                 budgets.setdefault(work, {})[core] = {"isa": row["isa"], "instructions": row["instructions"]}
-        write_text(HERE / "budgets.json", json.dumps(budgets, indent=1) + "\n")
+        write_text(path, json.dumps(dict(sorted(budgets.items())), indent=1) + "\n")
 
 
 try:

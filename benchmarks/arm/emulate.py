@@ -115,8 +115,10 @@ def plugin() -> Path:
 
 
 def emulate(core: str, command: Sequence, *, prefix: Path | None = None, env: Mapping[str, str] | None = None,
-            count: bool = True, mnemonics: bool = False, memory: bool = False, timeout: float = 1800) -> Count:
-    """Run a program on a core. ``prefix`` is where it finds its shared libraries; the environment is ``env`` alone."""
+            count: bool = True, mnemonics: bool = False, memory: bool = False, timeout: float = 1800,
+            stdin: Path | None = None) -> Count:
+    """Run a program on a core. ``prefix`` is where it finds its shared libraries; the environment is ``env`` alone;
+    ``stdin`` names a file."""
     qemu = find(CORES[core].qemu, "qemu-user")
     # A fixed environment and address space: neither may move a count.
     line = [find("setarch", "util-linux"), "-R", qemu, "-cpu", core]
@@ -127,7 +129,8 @@ def emulate(core: str, command: Sequence, *, prefix: Path | None = None, env: Ma
             options = ",mnemonics=on" * mnemonics + ",memory=on" * memory
             line += ["-plugin", f"{plugin()},out={out}{options}"]
         variables = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", **(env or {})}
-        output = run([*line, *command], env=variables, timeout=timeout)
+        with open(stdin or os.devnull, "rb") as file:
+            output = run([*line, *command], env=variables, timeout=timeout, stdin=file)
         if not count:
             return Count((), output)
         values = json.loads(out.read_text())

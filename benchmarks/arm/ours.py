@@ -11,20 +11,26 @@ from irstd_edge.benchmarks.peers import native_layer, works
 from irstd_edge.benchmarks.peers.engines import ENGINES
 
 from .emulate import BUILD, CORES, NATIVE, Count, compile_program, cross_build, emulate
+from .kernels import LAYERS, program
 
 ENGINE = "irstd-native"
-WORKS = ("biisnet", "unet", *(name for name, work in works.WORKS.items() if work.is_layer))
+WORKS = ("biisnet", "unet", *(name for name, work in works.WORKS.items() if work.is_layer), *LAYERS)
+
+
+def precision(work: str) -> str:
+    return LAYERS[work].precision if work in LAYERS else "binary"
 
 
 @cache
 def model(work: str) -> Path:
     """The work's model.irstd, exported by the sources as they are now."""
-    folder = BUILD / "models" / work.replace(" ", "-") / ENGINE
+    folder = BUILD / "models" / work.replace(" ", "-").replace("/", "-by-") / ENGINE
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if works.WORKS[work].is_layer:
+    if work in LAYERS or works.WORKS[work].is_layer:
         folder.mkdir()
-        (folder / "model.irstd").write_bytes(native_layer.layer_program(works.WORKS[work].shape[0]))
+        data = program(LAYERS[work]) if work in LAYERS else native_layer.layer_program(works.WORKS[work].shape[0])
+        (folder / "model.irstd").write_bytes(data)
     else:
         works.export(ENGINES[ENGINE].forms.get(work, work), "native", folder)
     return folder / "model.irstd"
@@ -40,9 +46,13 @@ def runner(preset: str) -> Path:
 
 def count_ours(work: str, core: str, isa: str | None = None, **counting) -> tuple[str, Count]:
     """The instruction set that was taken, best or ``isa``, and the count."""
-    _, height, width = works.WORKS[work].shape
-    layer = ["--layer", native_layer.TIMED] if works.WORKS[work].is_layer else []
-    command = [runner(CORES[core].preset), model(work), "--height", height, "--width", width, "--warmup", 1,
+    size = LAYERS[work].size if work in LAYERS else works.WORKS[work].shape[1]
+    layer = ["--layer", native_layer.TIMED] if work in LAYERS or works.WORKS[work].is_layer else []
+    command = [runner(CORES[core].preset), model(work), "--height", size, "--width", size, "--warmup", 1,
                "--runs", 1, "--markers", *layer]
     count = emulate(core, command, env={"IRSTD_ISA": isa} if isa else {}, **counting)
-    return json.loads(count.output)["isa"], count
+    told = json.loads(count.output)
+    kernel = next((row["kernel"] for row in told["engine"]["layers"] if row["name"] == native_layer.TIMED), "")
+    if work in LAYERS and LAYERS[work].kernel not in kernel:
+        raise RuntimeError(f"{work} on {core}: was computed by {kernel}")
+    return told["isa"], count

@@ -1,5 +1,6 @@
-/* Opens and runs the programs of a stream in exactly sized buffers, for the sanitizers. Standard input: records of
- * u32 height, width, threads, bytes and then the file. Output: a line for each, its status and message. */
+/* Opens and runs the programs of a stream in exactly sized buffers, for the sanitizers and for emulated cores. Standard
+ * input: records of u32 height, width, threads, bytes and then the file. Output: a line for each, its status and message,
+ * or kernels. The results, float32 behind each other, are written to a file that an argument names. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,15 +28,18 @@ static int is_small(const char *text) {
     return elements < MAX_ELEMENTS && macs < MAX_MACS;
 }
 
+static size_t sizes[MAX_BUFFERS]; /* elements of the outputs */
+
 /* Buffers for the shapes behind "inputs" or "outputs"; a run refuses those that a strange name hides. */
 static void make_buffers(const char *text, const char *key, float **to) {
     const char *at = strstr(text, key), *end = strchr(at, ']');
     for (int k = 0; (at = strstr(at, "\"channels\": ")) && at < end; at++, k++) {
         long long channels, height, width;
         if (sscanf(at, "\"channels\": %lld, \"height\": %lld, \"width\": %lld", &channels, &height, &width) != 3) exit(3);
-        size_t elements = (size_t)(channels * height * width);
+        size_t elements = sizes[k] = (size_t)(channels * height * width);
         to[k] = allocate(elements * sizeof(float));
-        for (size_t i = 0; i < elements; i++) to[k][i] = (float)(int)((uint32_t)i * 2654435761u >> 22) / 256 - 2;
+        /* multiples of 1/16, of which many sums are exact; program_files.py has the same */
+        for (size_t i = 0; i < elements; i++) to[k][i] = (float)(int)((uint32_t)i * 2654435761u >> 26) / 16 - 2;
     }
 }
 
@@ -46,8 +50,10 @@ static void free_buffers(float **buffers) {
     }
 }
 
-int main(void) {
+int main(int count, char **arguments) {
     uint32_t head[4];
+    FILE *results = count > 1 ? fopen(arguments[1], "wb") : NULL;
+    if (count > 1 && !results) return 5;
     while (fread(head, sizeof head, 1, stdin) == 1) {
         char *data = allocate(head[3]);
         if (head[3] && fread(data, head[3], 1, stdin) != 1) return 4;
@@ -59,14 +65,20 @@ int main(void) {
             make_buffers(text, "\"inputs\"", inputs);
             make_buffers(text, "\"outputs\"", outputs);
             for (int k = 0; k < 2 && !status; k++) status = irstd_run(session, (const float *const *)inputs, outputs);
+            for (int k = 0; k < MAX_BUFFERS && outputs[k] && results; k++)
+                if (fwrite(outputs[k], sizeof(float), sizes[k], results) != sizes[k]) return 5;
             free_buffers(inputs);
             free_buffers(outputs);
         }
-        irstd_close(session);
         printf("%d ", (int)status);
+        for (const char *at = status ? NULL : text, *key = "\"kernel\": \""; at && (at = strstr(at, key));) {
+            at += strlen(key);
+            printf("%.*s ", (int)strcspn(at, "\""), at);
+        }
+        irstd_close(session);
         for (const char *c = status ? irstd_last_error() : ""; *c; c++) putchar(*c < ' ' ? '?' : *c); /* names hold anything */
         putchar('\n');
         fflush(stdout);
     }
-    return 0;
+    return results && fclose(results) ? 5 : 0;
 }

@@ -84,13 +84,25 @@ def changed_words() -> list[bytes]:
     return [patched(FILE, (offset, value)) for offset in [8, 12, *range(28, end, 4)] for value in VALUES]
 
 
+def stream(files: list[tuple[bytes, tuple[int, int]]], threads: int = 1) -> bytes:
+    """Files and sizes of images as open_programs.c reads them."""
+    return b"".join(struct.pack("<4I", *size, threads, len(data)) + data for data, size in files)
+
+
+def given_images(program: Program, size: tuple[int, int]) -> list[np.ndarray]:
+    """float32 ``[C, H, W]``: what open_programs.c runs a program on."""
+    shapes = [(tensor.channels, *size) for tensor in program.tensors[:program.inputs]]
+    return [((np.arange(np.prod(shape), dtype=np.uint32) * np.uint32(2654435761) >> 26) / 16 - 2).astype(np.float32)
+            .reshape(shape) for shape in shapes]
+
+
 def open_all(program: Path, files: list[bytes], size=SIZE, threads: int = 1, isa: str | None = None):
     """Status and message of each; a crash fails with the number of the file."""
-    stream = b"".join(struct.pack("<4I", *size, threads, len(data)) + data for data in files)
     environment = os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1:max_allocation_size_mb=2000"}
     if isa:
         environment["IRSTD_ISA"] = isa
-    run = subprocess.run([program], input=stream, capture_output=True, env=environment, timeout=600)
+    run = subprocess.run([program], input=stream([(data, size) for data in files], threads), capture_output=True,
+                         env=environment, timeout=600)
     lines = run.stdout.decode(errors="replace").split("\n")[:-1]
     assert run.returncode == 0, f"file {len(lines)} of {len(files)}: {run.returncode}\n{run.stderr.decode()[-6000:]}"
     assert len(lines) == len(files)

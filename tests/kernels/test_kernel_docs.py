@@ -1,7 +1,10 @@
-"""The tables of kernels in docs/kernels.md name exactly the kernels of the sources."""
+"""The tables of kernels in docs/kernels.md name exactly the kernels of the sources; docs/arm.md shows the budgets."""
 
+import json
 import re
 from pathlib import Path
+
+from irstd_edge.benchmarks.arm.kernels import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "runtimes/native"
@@ -48,3 +51,13 @@ def test_quantised_variants():
     assert {name for name, _, _ in rows} == {name for name, _, _ in quantised()}
     x86 = [(name, *re.match(r"(\d+)(?:, fold (\d+))?", cost).groups("0")) for name, isa, cost in rows if "AVX" in isa]
     assert x86 and set(x86) <= set(quantised())
+
+
+def test_budgets_of_arm():
+    budgets = json.loads((ROOT / "benchmarks/arm/budgets.json").read_text())
+    page = (ROOT / "docs/arm.md").read_text()
+    rows = re.findall(r"^\| (\w+ [-\w@/*]+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    shown = {name: [f"{budgets[name][core]['instructions'] / 1e6:.2f}" for core in ("cortex-a53", "cortex-a76")]
+             for name in LAYERS}
+    assert {name: list(counts) for name, *counts in rows} == shown
+    assert {layer.kernel for layer in LAYERS.values()} == {*forms(), "qconv2d"}

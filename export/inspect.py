@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from irstd_edge import program
 from irstd_edge.bundle import Bundle, BundleError
 from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.opspec import BINARY_CONV2D, PROGRAM, QUANT_CONV2D
 from irstd_edge.program_sizes import node_macs
 
-BINARY, FLOAT = "W1A1", "float32"
+BINARY, FLOAT, HALF = "W1A1", "float32", "float16"
 _KINDS = {".irstd": "native", ".onnx": "onnx", ".tflite": "tflite"}
 
 
@@ -96,7 +98,7 @@ def _native(path: Path, size: tuple[int, int]) -> Inspection:
     except EngineError as e:
         raise UnsupportedError(str(e)) from e
     layers = tuple(
-        Layer(node.name, node.operator, _precision(node.operator, node.attributes),
+        Layer(node.name, node.operator, _program_precision(node),
               sum(a.nbytes for a in node.constants.values()), told["kernel"], told["output_bytes"], told["macs"])
         for node, told in zip(nodes, found["layers"], strict=True))
     return Inspection(path.name, "native", found["file_bytes"], size, layers, found["isa"], found["arena_bytes"],
@@ -114,11 +116,16 @@ def _precision(operator: str, attributes: Mapping = MappingProxyType({})) -> str
     return FLOAT if operator in weights else ""
 
 
+def _program_precision(node: program.Node) -> str:
+    weight = node.constants.get("weight")
+    return HALF if weight is not None and weight.dtype == np.float16 else _precision(node.operator, node.attributes)
+
+
 def _inside(data: bytes, size: tuple[int, int] | None) -> list[Layer]:
     """The layers of a Program, whose images are of ``size`` where that is known."""
     found = program.read(data)
     macs = [None] * len(found.nodes) if size is None else node_macs(found, *size)
-    return [Layer(node.name, f"{PROGRAM.tflite_name}/{node.operator}", _precision(node.operator, node.attributes),
+    return [Layer(node.name, f"{PROGRAM.tflite_name}/{node.operator}", _program_precision(node),
                   sum(a.nbytes for a in node.constants.values()), macs=count)
             for node, count in zip(found.nodes, macs, strict=True)]
 
@@ -127,7 +134,9 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
     import onnx
     import onnx_ir as ir
 
-    from irstd_edge.export.passes.graph import attributes, constant, is_program
+    from irstd_edge.export.layers import node_bytes
+    from irstd_edge.export.passes.graph import STORED, attributes, constant, is_program
+    from irstd_edge.export.passes.halve_weights import widen
     from irstd_edge.export.passes.specialize import Specialize
     from irstd_edge.export.schema import register_schemas
 
@@ -140,6 +149,7 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
     if source is None or source.shape is None or len(source.shape) != 4:
         raise UnsupportedError(f"{path}: its input is no [1, C, H, W] image")
     source.shape = ir.Shape((1, *tuple(source.shape)[1:]))
+    widen(model)
     try:
         Specialize(size)(model)
         # The sizes behind a Program follow from its bytes, which the pass does not read.
@@ -154,9 +164,8 @@ def _onnx(path: Path, size: tuple[int, int]) -> Inspection:
             layers += _inside(constant(node.inputs[0]).tobytes(), tuple(image)[2:] if known else None)
             continue
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        constants = {v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None}
-        layers.append(Layer(node.name, operator, _precision(operator, attributes(node)), sum(constants.values()),
-                            macs=_macs(node)))
+        precision = node.metadata_props.get(STORED) or _precision(operator, attributes(node))
+        layers.append(Layer(node.name, operator, precision, node_bytes(node), macs=_macs(node)))
     return Inspection(path.name, "onnx", path.stat().st_size, size, tuple(layers))
 
 
@@ -179,18 +188,23 @@ def _tflite(path: Path, size: tuple[int, int]) -> Inspection:
     names = {v: k for k, v in vars(tfl.BuiltinOperator).items() if not k.startswith("_")}
     try:
         model = tfl.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()), 0)
-        graph, layers = model.subgraphs[0], []
+        graph, layers, halves = model.subgraphs[0], [], {}
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             name = code.customCode.decode() if code.customCode else names[code.builtinCode]
-            data = [model.buffers[graph.tensors[i].buffer].data for i in operator.inputs if i >= 0]
+            source = graph.tensors[operator.inputs[0]]
+            if name == "DEQUANTIZE" and source.type == tfl.TensorType.FLOAT16:
+                halves[int(operator.outputs[0])] = source  # the weights of the layer behind it
+                continue
+            held = [halves.get(int(i), graph.tensors[i]) for i in operator.inputs if i >= 0]
+            data = [model.buffers[tensor.buffer].data for tensor in held]
             output = graph.tensors[operator.outputs[0]]
             if name == PROGRAM.tflite_name:
                 image = graph.tensors[operator.inputs[1]].shape
                 layers += _inside(bytes(data[0]), (int(image[1]), int(image[2])))
                 continue
-            layers.append(Layer(output.name.decode(), name, _precision(name),
-                                sum(len(d) for d in data if d is not None)))
+            precision = HALF if any(t.type == tfl.TensorType.FLOAT16 for t in held) else _precision(name)
+            layers.append(Layer(output.name.decode(), name, precision, sum(len(d) for d in data if d is not None)))
         shape = [int(s) for s in graph.tensors[graph.inputs[0]].shape]
     except Exception as e:  # the generated classes check nothing: a damaged file raises anything
         raise BundleError(f"{path}: cannot be read as a TFLite file ({type(e).__name__})") from e

@@ -48,6 +48,12 @@ class OrtSession(Session):
         self._output = self._session.get_outputs()[0].name
 
     def run(self, x: np.ndarray) -> np.ndarray:
+        return self._run(x, [self._output])[0]
+
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        return self._run(x, None)
+
+    def _run(self, x: np.ndarray, outputs: list[str] | None) -> list[np.ndarray]:
         # A dynamic size is a name; a file of a network that PyTorch could not export dynamically has numbers.
         fixed = [n for n in self._shape[2:] if isinstance(n, int)]
         if fixed and fixed != list(x.shape[2:]):
@@ -55,7 +61,7 @@ class OrtSession(Session):
                 f"{self._path}: written for {fixed[0]}x{fixed[1]} images, cannot run {x.shape[2]}x{x.shape[3]}; "
                 "export again with that --input-size"
             )
-        return self._session.run([self._output], {self._input: np.ascontiguousarray(x, np.float32)})[0]
+        return self._session.run(outputs, {self._input: np.ascontiguousarray(x, np.float32)})
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         from onnxruntime import OrtValue

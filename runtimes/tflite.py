@@ -98,6 +98,14 @@ class TfliteSession(Session):
         y = self._interpreter.get_tensor(self._output)
         return y.reshape(y.shape[0], 1, y.shape[1], y.shape[2])
 
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        if len(x) > 1:
+            return [np.concatenate(parts) for parts in zip(*(self.run_all(image[None]) for image in x), strict=True)]
+        self._load(x)
+        self._interpreter.invoke()
+        found = [self._interpreter.get_tensor(d["index"]) for d in self._interpreter.get_output_details()]
+        return [np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if y.ndim == 4 else y for y in found]
+
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         self._load(x)
         return self._interpreter.invoke

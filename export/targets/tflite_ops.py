@@ -262,8 +262,8 @@ def _pool_geometry(node: ir.Node):
     _require(dilation == (1, 1), node, "is dilated; TFLite pools are not: use a dilated convolution or dilation 1")
     sizes, outputs = shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:]
     pads = _explicit_pads(node, sizes, kernel, stride, dilation)
-    # ceil_mode reaches beyond the padded image, floor may not reach its end: pad exactly what the windows cover.
-    covered = [(p[0], (o - 1) * s + k - size - p[0])
+    # ceil_mode reaches beyond the padded image: pad what the windows cover. What they leave, VALID leaves too.
+    covered = [(p[0], max((o - 1) * s + k - size - p[0], 0))
                for p, o, s, k, size in zip(pads, outputs, stride, kernel, sizes, strict=True)]
     options = {"filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": stride[0], "strideW": stride[1]}
     return pads, covered, options
@@ -292,7 +292,7 @@ def _average_correction(node: ir.Node, pads, covered, options) -> np.ndarray | N
     factors = []
     for size, pad, cover, key in zip(shape_of(node.inputs[0])[2:], pads, covered, ("H", "W"), strict=True):
         kernel = options["filterHeight" if key == "H" else "filterWidth"]
-        counts = np.zeros(size + cover[0] + max(cover[1], 0))
+        counts = np.zeros(size + sum(cover))
         counts[cover[0]:cover[0] + size] = 1
         if include:
             counts[:size + pad[0] + pad[1]] = 1

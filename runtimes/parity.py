@@ -40,7 +40,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "onnx": Tolerance(1e-4, 0.01, _EXACT),
     "tflite": Tolerance(1e-4, 0.01, _EXACT + "; XNNPACK's sigmoid and bilinear sums differ from PyTorch's by ulps"),
     "native": Tolerance(1e-4, 0.01, _EXACT),
-    "portable": Tolerance(1e-4, 0.01, _EXACT + "; binary convolutions are float convolutions of +1 and -1 there"),
+    "portable": Tolerance(1e-4, 0.01, _EXACT + "; convolutions of compressed layers sum int8 values exactly there"),
 }
 #: What stands in place of ``max_abs`` in a file whose float weights are stored in 16 bits.
 HALF_MAX_ABS = 1e-2

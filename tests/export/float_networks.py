@@ -103,10 +103,12 @@ def make(name):
         elif key.endswith("running_var"):
             value.uniform_(0.5, 1.5)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.out_channels == 1:
-            module.weight.normal_(0, 0.5)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_normal_(module.weight)
             if module.bias is not None:
                 module.bias.zero_()
+        elif isinstance(module, nn.BatchNorm2d):
+            module.bias.fill_(0.3)  # so that not all of a ReLU's inputs are negative
     return network
 
 

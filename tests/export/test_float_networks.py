@@ -60,7 +60,7 @@ def test_equal_on_every_target(name, tmp_path):
         assert want.std() > 1e-3
         for kind in ("onnx", "portable", "tflite"):
             check(run(kind, model, x), want, 2e-5)
-            check(run(kind, halves, x), want, 5e-3)
+            check(run(kind, halves, x), want, 1e-2)
     if name in NATIVE_LACKS:
         with pytest.raises(UnsupportedError, match=f"{NATIVE_LACKS[name]}.*native engine cannot run it"):
             to_native(model, size)
@@ -84,7 +84,7 @@ def test_int8_after_calibration(name, method):
     (x,) = images(size)
     with torch.no_grad():
         full, want = (first(n(torch.from_numpy(x))).numpy() for n in (network, quantised))
-    assert np.abs(want - full).max() < 0.15 and np.abs(want - full).mean() < 0.02
+    assert np.abs(want - full).max() < 0.08 and np.abs(want - full).mean() < 0.01
     captured = capture(quantised, size)
     assert captured.dynamic, captured.static_reason
     check(run_ort(to_onnx(lowered(compress(captured.model))), x), want, 2e-5)

@@ -44,7 +44,8 @@ class TorchSession(Session):
             torch.set_flush_denormal(False)
         tensors = [y for y in tree_leaves(result) if isinstance(y, torch.Tensor)]
         if len(tensors) <= max(self._outputs):
-            got = f"{len(tensors)} tensors" if tensors else type(result).__name__
+            leaves = [type(leaf).__name__ for leaf in tree_leaves(result)]
+            got = f"{len(tensors)} tensors" if tensors else ", ".join(leaves) or type(result).__name__
             raise UnsupportedError(f"the network returns {got} for an input {list(x.shape)}; return one probability "
                                    "map of the input's size, and as many tensors besides as when it was exported")
         return [tensors[place] for place in self._outputs]

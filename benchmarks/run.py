@@ -22,7 +22,7 @@ from irstd_edge.benchmarks.targets.local import LocalTarget, LocalWorker
 from irstd_edge.bundle import Bundle
 from irstd_edge.errors import MissingError, ParityError, UnsupportedError
 from irstd_edge.runtimes.detection import Detection, draw_cell, find_targets, spread
-from irstd_edge.runtimes.parity import ParitySummary, compare, is_compressed
+from irstd_edge.runtimes.parity import ParitySummary, compare, tolerance
 from irstd_edge.runtimes.video import Frame, read_all
 
 #: Artefact of the network in PyTorch itself: no file of its own, the reference of every comparison.
@@ -321,7 +321,7 @@ def _parity(run: _Run, torch: list[np.ndarray | None] | None, images: list[_Imag
                 summary.add(compare(reference, other, run.bundle.manifest.threshold), f"image {i}")
             except ParityError as e:
                 raise ParityError(f"{run.candidate}: {e}") from e
-    summary.judge(kind, is_compressed(run.bundle, kind))
+    summary.judge(kind, tolerance(run.bundle, kind))
     return summary
 
 

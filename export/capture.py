@@ -9,6 +9,7 @@ import re
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from irstd_edge.bundle import output_name
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.export.passes.graph import LAYER, SOURCE, is_compressed
 from irstd_edge.export.refusal import RefusedError, place_of
@@ -52,13 +54,18 @@ class Capture:
         return not self.static_reason
 
 
-def capture(network: nn.Module, input_size: tuple[int, int], output: int = 0, dynamic: bool = True,
+def count_outputs(network: nn.Module, input_size: tuple[int, int]) -> int:
+    """How many tensors a network returns in evaluation mode. Raises :class:`UnsupportedError` where it does not run."""
+    return _run(freeze(network), torch.zeros(1, 1, *input_size))[1]
+
+
+def capture(network: nn.Module, input_size: tuple[int, int], outputs: Sequence[int] = (0,), dynamic: bool = True,
             channels: int = 1) -> Capture:
     """Freeze and export ``network`` (float32 ``[1, channels, H, W]`` in) to an onnx-ir model of opset 18.
 
     Height and width are dynamic in steps of the network's ``size_multiple`` (32 where it has none); a network
     that cannot be exported so is exported at ``input_size`` and the reason is kept. Of several outputs, flattened
-    in the order of the return value, the one at index ``output`` (negative: from the end) is kept.
+    in the order of the return value, those at the places ``outputs`` (negative: from the end) are kept, in this order.
     Every node carries the PyTorch path of its layer in ``metadata_props["layer"]``.
 
     Raises :class:`UnsupportedError` where PyTorch cannot export the network, or a compressed layer would be lost.
@@ -67,14 +74,15 @@ def capture(network: nn.Module, input_size: tuple[int, int], output: int = 0, dy
     frozen = freeze(network)
     example = torch.zeros(1, channels, *input_size)
     calls, count = _run(frozen, example)
-    if not -count <= output < count:
-        raise ValueError(f"the network returns {count} tensors, none at index {output}; choose from 0 to {count - 1}")
+    outputs = [check_place(place, count) for place in outputs]
     multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
     model, reason = _export(frozen, example, multiple if dynamic else None)
     name_layers(model, network)
     _check_complete(model, calls, network)
-    unused = _keep_output(model, output)
+    unused = _keep_outputs(model, outputs)
     model.graph.inputs[0].name, model.graph.outputs[0].name = INPUT_NAME, OUTPUT_NAME
+    for place, value in list(zip(outputs, model.graph.outputs, strict=True))[1:]:
+        value.name = output_name(place)
     model.ir_version = IR_VERSION
     return Capture(model, reason, unused)
 
@@ -245,11 +253,23 @@ def _check_complete(model: ir.Model, calls: Counter, network: nn.Module) -> None
         )
 
 
-def _keep_output(model: ir.Model, index: int) -> tuple[str, ...]:
+def check_place(place: int, count: int) -> int:
+    """A place among ``count`` outputs, counted from the start. Raises :class:`ValueError` where it is none."""
+    if not count:
+        raise UnsupportedError("the network returns no tensor; return the probability map from forward()")
+    if not -count <= place < count:
+        raise ValueError(f"the network returns {count} tensor{'s' * (count > 1)}, none at place {place}; choose from 0 "
+                         f"to {count - 1}, or -1 for the last")
+    return place % count
+
+
+def _keep_outputs(model: ir.Model, places: Sequence[int]) -> tuple[str, ...]:
     """Drop the other outputs and what only they need; returns the compressed layers that went."""
     before = {n.metadata_props[LAYER] for n in model.graph if is_compressed(n)}
-    kept = model.graph.outputs[index]
-    model.graph.outputs[:] = [kept]
+    kept = [model.graph.outputs[place] for place in places]
+    if len(set(kept)) < len(kept):
+        raise UnsupportedError("the network returns one tensor twice; return it once, or keep one output alone")
+    model.graph.outputs[:] = kept
     common_passes.RemoveUnusedNodesPass()(model)
     after = {n.metadata_props[LAYER] for n in model.graph if is_compressed(n)}
     return tuple(sorted(before - after))

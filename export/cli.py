@@ -46,11 +46,16 @@ def _targets(context, parameter, text: str) -> tuple[str, ...]:
                    "engine runs are one node each, which is faster.")
 @click.option("--minimize", is_flag=True,
               help="Where an operator is refused, write the smallest part of the network that fails to OUT-repro.py.")
+@click.option("--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+              help="What the weights of float layers are stored in; they are computed with in float32 either way.")
+@click.option("--output", type=int, default=0, show_default=True,
+              help="Place of the probability map among the tensors that the network returns; -1 is the last.")
+@click.option("--all-outputs", is_flag=True, help="Keep the others behind it, such as those of deep supervision.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @json_option("the manifest and the notes")
 def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, untrained, input_size, strict,
-           per_layer, minimize, mean, std, json_file):
+           per_layer, minimize, weights, output, all_outputs, mean, std, json_file):
     """Export NETWORK (irstd-edge models lists them), or one of your own, to a bundle of files that run elsewhere.
 
     Prints the precision of every layer, requested and realised, and compares each file with PyTorch on the test
@@ -74,7 +79,7 @@ def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, 
         status.update("exporting and verifying")
         manifest = export_bundle(loaded, targets, out, input_size, strict, per_layer=per_layer,
                                  repro=out.with_name(f"{out.name}-repro.py") if minimize else None,
-                                 note=notes.append)
+                                 weights=weights, output=output, all_outputs=all_outputs, note=notes.append)
     show(manifest, out, notes)
     if json_file is not None:
         json_file.write({**asdict(manifest), "notes": notes})
@@ -108,10 +113,13 @@ def show(manifest, out: Path, notes: list[str]) -> None:
     console.print(table)
     for a in manifest.artefacts:
         lowered = sum(layer.downgraded for layer in a.layers)
-        binary = sum(layer.realised != "float32" for layer in a.layers)
+        compressed = sum(layer.realised not in ("float32", "float16") for layer in a.layers)
+        halved = sum(layer.realised == "float16" for layer in a.layers)
         shape = "any size" if a.input is None else f"{'x'.join(map(str, a.input))}{', resizable' * a.resizable}"
-        console.print(f"{out / a.file}: {a.bytes / 1024:,.1f} KiB, {a.layout}, {shape}, {binary} of {len(a.layers)} "
-                      f"layers compressed{f', {lowered} lowered' if lowered else ''}, verified", soft_wrap=True)
+        console.print(f"{out / a.file}: {a.bytes / 1024:,.1f} KiB, {a.layout}, {shape}, "
+                      f"{compressed} of {len(a.layers)} layers compressed"
+                      f"{f', {halved} with 16-bit weights' if halved else ''}"
+                      f"{f', {lowered} lowered' if lowered else ''}, verified", soft_wrap=True)
     for text in notes:
         console.print(f"note: {text}", soft_wrap=True)
 

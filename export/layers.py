@@ -10,12 +10,15 @@ import onnx_ir as ir
 from irstd_edge.bundle import LayerPrecision
 from irstd_edge.export.passes.graph import (
     LAYER,
+    REASON,
     REQUESTED,
+    STORED,
     is_compressed,
     is_quant,
     precision_of,
     quant_spec_of,
     spec_of,
+    weight_index,
     weights_of,
 )
 from irstd_edge.export.passes.simplify import has_weights
@@ -50,7 +53,7 @@ def describe_layers(
         requested = node.metadata_props.get(REQUESTED, realised)
         operator = f"{node.domain}.{node.op_type}" if node.domain == DOMAIN else node.op_type
         rows[name] = LayerPrecision(name, operator, requested, realised, sizes.get(name, 0), macs.get(name, 0),
-                                    reason if requested != realised else "")
+                                    node.metadata_props.get(REASON, reason) if requested != realised else "")
     return tuple(rows.values())
 
 
@@ -58,9 +61,21 @@ def constant_bytes(model: ir.Model) -> dict[str, int]:
     """Bytes of the constants that each layer's nodes read; one that a layer reads twice counts once."""
     sizes: dict[str, dict[str, int]] = {}
     for node in model.graph:
-        layer = sizes.setdefault(_name(node), {})
-        layer.update({v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None})
+        sizes.setdefault(_name(node), {}).update(_constants(node))
     return {name: sum(values.values()) for name, values in sizes.items()}
+
+
+def node_bytes(node: ir.Node) -> int:
+    """Bytes of the constants that a node reads."""
+    return sum(_constants(node).values())
+
+
+def _constants(node: ir.Node) -> dict[str, int]:
+    """Bytes by name, as they are stored."""
+    sizes = {v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None}
+    if STORED in node.metadata_props:
+        sizes[node.inputs[weight_index(node)].name] //= 2
+    return sizes
 
 
 def count_macs(node: ir.Node) -> int:

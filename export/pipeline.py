@@ -22,15 +22,17 @@ from irstd_edge.bundle import (
     LayerPrecision,
     Manifest,
     TestVectors,
+    output_name,
     sha256,
     staged_folder,
     write_manifest,
 )
 from irstd_edge.checkpoints import LoadedNetwork, weights_metadata
 from irstd_edge.errors import UnsupportedError
-from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture
+from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture, check_place, count_outputs
 from irstd_edge.export.layers import constant_bytes, describe_layers
 from irstd_edge.export.passes import compress
+from irstd_edge.export.passes.halve_weights import HalveWeights
 from irstd_edge.export.passes.specialize import Specialize
 from irstd_edge.export.refusal import RefusedError
 from irstd_edge.export.targets.fused import find_parts, fuse
@@ -46,6 +48,8 @@ WEIGHTS, TEST_VECTORS = "weights.safetensors", "test_vectors.npz"
 PORTABLE_REASON = "standard operators only"
 #: Targets whose files can be for one size where the captured graph serves any.
 _WRITTEN_FOR_A_SIZE = {"tflite", "native"}
+#: What weights of float layers are stored in.
+FLOAT_WEIGHTS = ("fp32", "fp16")
 _SEED = 20250304
 
 
@@ -70,6 +74,9 @@ def export_bundle(
     overwrite: bool = False,
     per_layer: bool = False,
     repro: Path | None = None,
+    weights: str = "fp32",
+    output: int = 0,
+    all_outputs: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Export a network to a bundle folder and verify every file of it on the bundle's test vectors.
@@ -84,6 +91,10 @@ def export_bundle(
         overwrite: replace a folder that is no bundle of ours.
         per_layer: keep one node for each layer in ``onnx`` and ``tflite`` files, instead of Program nodes.
         repro: where an operator is refused, write the smallest part that fails to this Python file.
+        weights: of :data:`FLOAT_WEIGHTS`; ``fp16`` stores those of float layers in 16 bits, see
+            :class:`~irstd_edge.export.passes.halve_weights.HalveWeights`.
+        output: place of the probability map among the tensors that the network returns (negative: from the end).
+        all_outputs: keep the other tensors behind it, such as those of deep supervision; else they are dropped.
         note: called with a sentence for everything that a user should know and that is no error.
 
     Raises :class:`~irstd_edge.errors.UnsupportedError` (a layer, operator or target),
@@ -92,33 +103,43 @@ def export_bundle(
     Nothing is left in ``out`` then.
     """
     targets = check_targets(targets)
+    if weights not in FLOAT_WEIGHTS:
+        raise ValueError(f"weights is {weights!r}; choose from {', '.join(FLOAT_WEIGHTS)}")
     _check_size(source.network, input_size)
     # Opened first: a folder that cannot be written is told before the work, and nothing of it stays on an error.
     with staged_folder(Path(out), overwrite=overwrite) as folder, _minimizing(source, input_size, repro):
         inputs = make_test_inputs(input_size)
-        outputs = reference_outputs(source.network, inputs)
-        captured = capture(source.network, input_size)
-        another = _another_size(source.network, input_size) if captured.dynamic else None
+        count = count_outputs(source.network, input_size)
+        places = [check_place(output, count)]
+        dropped = [place for place in range(count) if place != places[0]]
+        if all_outputs:
+            places, dropped = places + dropped, []
+        outputs = reference_outputs(source.network, inputs, places)
+        captured = capture(source.network, input_size, places)
+        another = _another_size(source.network, input_size, places) if captured.dynamic else None
         if isinstance(another, str):
-            captured, another = _fixed(source.network, input_size, another), None
-        files = _build(captured, targets, input_size, another and another.size, source.network, per_layer)
+            captured, another = _fixed(source.network, input_size, places, another), None
+        files = _build(captured, targets, input_size, another and another.size, source.network, per_layer,
+                       weights == "fp16")
         if strict:
             _refuse_downgrades(files)
-        manifest = _write(folder, source, files, input_size, inputs, outputs)
+        manifest = _write(folder, source, files, input_size, inputs, places, outputs)
         _verify(folder)
         faults = {} if another is None else _faults(folder, files, another)
         if faults.keys() - _WRITTEN_FOR_A_SIZE:
             reason = "; ".join(fault for kind, fault in faults.items() if kind not in _WRITTEN_FOR_A_SIZE)
-            captured = _fixed(source.network, input_size, f"at other sizes it differs from PyTorch ({reason})")
-            files = _build(captured, targets, input_size, None, source.network, per_layer)
-            manifest = _write(folder, source, files, input_size, inputs, outputs)
+            captured = _fixed(source.network, input_size, places, f"at other sizes it differs from PyTorch ({reason})")
+            files = _build(captured, targets, input_size, None, source.network, per_layer, weights == "fp16")
+            manifest = _write(folder, source, files, input_size, inputs, places, outputs)
             _verify(folder)
         elif faults:
             files = [replace(f, static_reason=faults[f.kind], input=tuple(input_size)) if f.kind in faults else f
                      for f in files]
-            manifest = _write(folder, source, files, input_size, inputs, outputs)
+            manifest = _write(folder, source, files, input_size, inputs, places, outputs)
     if source.checkpoint_sha256 is None:
         note(f"no checkpoint was given: the weights are those that {source.factory} made")
+    if dropped:
+        note(f"of {count} tensors that the network returns, number {places[0]} is exported; --all-outputs keeps all")
     for text in _notes(captured, files, input_size):
         note(text)
     return manifest
@@ -166,8 +187,8 @@ def make_test_inputs(input_size: tuple[int, int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def reference_outputs(network: torch.nn.Module, inputs: np.ndarray) -> np.ndarray:
-    """PyTorch's probability ``[N, 1, H, W]`` for each input; of several returned tensors, the first.
+def reference_outputs(network: torch.nn.Module, inputs: np.ndarray, places: Sequence[int] = (0,)) -> list[np.ndarray]:
+    """PyTorch's outputs at some places for all inputs: ``[N, ...]`` each, the first the probability ``[N, 1, H, W]``.
 
     Raises :class:`UnsupportedError` where the network does not return one probability map of the input's size.
     """
@@ -181,17 +202,17 @@ def reference_outputs(network: torch.nn.Module, inputs: np.ndarray) -> np.ndarra
                 "networks here take one grey channel: wrap it, or choose another --input-size"
             ) from e
         tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-        if not tensors or tensors[0].shape != (1, *image.shape):
-            got = list(tensors[0].shape) if tensors else "no tensor"
-            raise UnsupportedError(f"the network returns {got} for an input {[1, *image.shape]}; "
-                                   "return one probability map of the input's size, first where there are several")
-        results.append(tensors[0].float().numpy())
-    outputs = np.concatenate(results)
-    if not np.isfinite(outputs).all():
+        if not tensors or tensors[places[0]].shape != (1, *image.shape):
+            got = list(tensors[places[0]].shape) if tensors else "no tensor"
+            raise UnsupportedError(f"the network returns {got} for an input {[1, *image.shape]}; return one "
+                                   "probability map of the input's size; --output names its place among several")
+        results.append([tensors[place].float().numpy() for place in places])
+    outputs = [np.concatenate(parts) for parts in zip(*results, strict=True)]
+    if not all(np.isfinite(y).all() for y in outputs):
         raise UnsupportedError("the network returns NaN or infinity on the test vectors; check its weights")
-    if outputs.min() < 0 or outputs.max() > 1:
-        raise UnsupportedError(f"the network returns values in [{outputs.min():.3g}, {outputs.max():.3g}], no "
-                               "probabilities; end forward() with torch.sigmoid")
+    if outputs[0].min() < 0 or outputs[0].max() > 1:
+        raise UnsupportedError(f"the network returns values in [{outputs[0].min():.3g}, {outputs[0].max():.3g}], no "
+                               "probabilities; end forward() with torch.sigmoid, or name another --output")
     return outputs
 
 
@@ -208,10 +229,11 @@ class _AnotherSize:
 
     size: tuple[int, int]
     inputs: np.ndarray
-    outputs: np.ndarray
+    outputs: list[np.ndarray]
 
 
-def _another_size(network: torch.nn.Module, input_size: tuple[int, int]) -> _AnotherSize | str:
+def _another_size(network: torch.nn.Module, input_size: tuple[int, int],
+                  places: Sequence[int] = (0,)) -> _AnotherSize | str:
     """A second, non-square size that the network runs at, small where there is a choice; or why there is none."""
     multiple = getattr(network, "size_multiple", DEFAULT_SIZE_MULTIPLE)
     tiles = max(2, -(-64 // multiple)) | 1  # odd: halving shows
@@ -223,14 +245,14 @@ def _another_size(network: torch.nn.Module, input_size: tuple[int, int]) -> _Ano
     for size in sizes:
         inputs = make_test_inputs(size)
         try:
-            return _AnotherSize(size, inputs, reference_outputs(network, inputs))
+            return _AnotherSize(size, inputs, reference_outputs(network, inputs, places))
         except UnsupportedError as e:
             reason = f"the network does not run at {size[0]}x{size[1]} ({e})"
     return reason
 
 
-def _fixed(network: torch.nn.Module, input_size: tuple[int, int], reason: str) -> Capture:
-    return replace(capture(network, input_size, dynamic=False), static_reason=reason)
+def _fixed(network: torch.nn.Module, input_size: tuple[int, int], places: Sequence[int], reason: str) -> Capture:
+    return replace(capture(network, input_size, places, dynamic=False), static_reason=reason)
 
 
 def _notes(captured: Capture, files: Sequence[_File], input_size: tuple[int, int]):
@@ -239,12 +261,14 @@ def _notes(captured: Capture, files: Sequence[_File], input_size: tuple[int, int
         if reason:
             yield f"{', '.join(kinds)}: runs {input_size[0]}x{input_size[1]} images alone: {reason}"
     if captured.unused:
-        yield f"left out, as the first output does not depend on them: {', '.join(captured.unused)}"
+        yield f"left out, as no exported output depends on them: {', '.join(captured.unused)}"
 
 
 def _build(captured: Capture, targets, input_size, other_size, network: torch.nn.Module,
-           per_layer: bool) -> list[_File]:
+           per_layer: bool, halves: bool) -> list[_File]:
     model, fixed = compress(captured.model), captured.static_reason
+    if halves:
+        HalveWeights()(model)
     size = tuple(input_size) if fixed else None
     static = model.clone()
     Specialize(input_size)(static)
@@ -283,7 +307,7 @@ def _refuse_downgrades(files: Sequence[_File]) -> None:
                                f"out of --to, or leave out --strict. {'; '.join(lost)}")
 
 
-def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, outputs) -> Manifest:
+def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, places, outputs) -> Manifest:
     artefacts = []
     for file in files:
         path = folder / FILES[file.kind]
@@ -293,7 +317,8 @@ def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, outpu
     state = {k: v.detach().clone().contiguous() for k, v in source.network.state_dict().items()}
     save_file(state, folder / WEIGHTS, weights_metadata(source.network))
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private
-    np.savez_compressed(folder / TEST_VECTORS, input=inputs, probability=outputs)
+    others = {output_name(place): y for place, y in zip(places[1:], outputs[1:], strict=True)}
+    np.savez_compressed(folder / TEST_VECTORS, input=inputs, probability=outputs[0], **others)
     manifest = Manifest(
         network=source.name,
         tool_version=__version__,
@@ -308,6 +333,7 @@ def _write(folder: Path, source: LoadedNetwork, files, input_size, inputs, outpu
         reference_input=tuple(input_size),
         artefacts=tuple(artefacts),
         test_vectors=TestVectors(TEST_VECTORS, sha256(folder / TEST_VECTORS), len(inputs)),
+        outputs=tuple(places),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_manifest(folder, manifest)
@@ -322,17 +348,18 @@ def _verify(folder: Path) -> None:
 
 def _faults(folder: Path, files: Sequence[_File], another: _AnotherSize) -> dict[str, str]:
     """Of the files that are said to run any size: what is wrong at another one, by kind, within the tolerances."""
-    from irstd_edge.runtimes.parity import ParitySummary, compare, is_compressed
+    from irstd_edge.runtimes.parity import ParitySummary, compare_outputs, tolerance
     from irstd_edge.runtimes.session import open_session
 
     bundle, faults = Bundle.open(folder), {}
     for kind in [f.kind for f in files if not f.static_reason]:
         session, summary = open_session(bundle, kind), ParitySummary()
         try:
-            for i, (image, expected) in enumerate(zip(another.inputs, another.outputs, strict=True)):
-                parity = compare(expected, session.run(image[None])[0], bundle.manifest.threshold)
+            for i, image in enumerate(another.inputs):
+                expected = [y[i:i + 1] for y in another.outputs]
+                parity = compare_outputs(expected, session.run_all(image[None]), bundle.manifest.threshold)
                 summary.add(parity, f"test image {i} of {another.size[0]}x{another.size[1]}")
-            violations = summary.judge(kind, is_compressed(bundle, kind))
+            violations = summary.judge(kind, tolerance(bundle, kind))
         except Exception as e:  # the runtimes' errors have no common class
             violations = [f"{kind} at {another.size[0]}x{another.size[1]}: {str(e).strip().splitlines()[0]}"]
         if violations:

@@ -74,7 +74,7 @@ def _onnx(path: Path, x: np.ndarray) -> Tensors:
     known = {v.name for v in model.graph.output}
     written = [name for node in model.graph.node for name in node.output if name]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in written if name not in known)
-    values = OrtSession("onnx", path, 1, custom_operators=True, model=model.SerializeToString()).run_all(x)
+    values = OrtSession("onnx", path, 1, custom_operators=True, model=model.SerializeToString()).run_tensors(x)
     values[model.graph.input[0].name] = x
     constants = {t.name: t for t in model.graph.initializer}
     found = {name: values[name] for name in written}
@@ -91,7 +91,7 @@ def _tflite(path: Path, x: np.ndarray) -> Tensors:
 
     file = TfliteFile.read(path)
     values = {name: value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
-              for name, value in TfliteSession("tflite", path, 1, resizable=True, keep=True).run_all(x).items()}
+              for name, value in TfliteSession("tflite", path, 1, resizable=True, keep=True).run_tensors(x).items()}
     found: Tensors = {}
     for op in file.operators:
         if op.name == PROGRAM.tflite_name:

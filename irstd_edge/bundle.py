@@ -79,7 +79,10 @@ class Artefact:
 
 @dataclass(frozen=True)
 class TestVectors:
-    """An npz of ``input`` (normalised, float32 [N, 1, H, W]) and ``probability`` (PyTorch's output)."""
+    """An npz of ``input`` (normalised, float32 [N, 1, H, W]) and ``probability`` (PyTorch's output).
+
+    Further outputs are ``output_P``, P their place among the tensors that the network returns.
+    """
 
     __test__ = False
 
@@ -106,8 +109,16 @@ class Manifest:
     reference_input: tuple[int, int]
     artefacts: tuple[Artefact, ...]
     test_vectors: TestVectors
+    #: Of the tensors that the network returns, in the order of its return value, those that files give, in their
+    #: order: the probability first.
+    outputs: tuple[int, ...] = (0,)
     schema_version: int = SCHEMA_VERSION
     created: str = field(default="")
+
+
+def output_name(place: int) -> str:
+    """The name in files of an output besides the probability, by its place among those of the network."""
+    return f"output_{place}"
 
 
 def sha256(path: Path) -> str:
@@ -240,11 +251,18 @@ class Bundle:
 
     def test_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and PyTorch's outputs, both float32 ``[N, 1, H, W]``."""
+        return tuple(self._vectors("input", "probability"))
+
+    def expected_outputs(self) -> list[np.ndarray]:
+        """PyTorch's outputs for the test vectors, ``[N, ...]``: the probability and those kept besides."""
+        return self._vectors("probability", *map(output_name, self.manifest.outputs[1:]))
+
+    def _vectors(self, *names: str) -> list[np.ndarray]:
         vectors = self.manifest.test_vectors
         path = self.file(vectors.file, vectors.sha256)
         try:
             with np.load(path, allow_pickle=False) as data:
-                return data["input"], data["probability"]
+                return [data[name] for name in names]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
             raise BundleError(f"{path}: holds no test vectors ({e}); export again") from e
 
@@ -278,6 +296,7 @@ _RULES = {
     (TestVectors, "images"): (lambda v: v >= 0, "not negative"),
     (Manifest, "threshold"): (lambda v: 0 <= v <= 1, "between 0 and 1"),
     (Manifest, "reference_input"): (lambda v: min(v) > 0, "two positive numbers"),
+    (Manifest, "outputs"): (lambda v: v and min(v) >= 0 and len(set(v)) == len(v), "different places"),
     (Manifest, "artefacts"): (lambda v: len({a.kind for a in v}) == len(v), "of different kinds"),
 }
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}

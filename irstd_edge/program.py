@@ -91,7 +91,8 @@ class ResizeMode(IntEnum):
 class Constant:
     """One constant of an operator.
 
-    ``shape`` gives its shape for the node's attributes, or None where there must be none; ``optional``: may be absent.
+    ``shape`` gives its shape for the node's attributes, or None where there must be none; ``optional``: may be absent;
+    ``half``: may be float16 instead, which its bytes tell: the engine widens it when it opens the file.
     """
 
     name: str
@@ -99,6 +100,12 @@ class Constant:
     letters: str
     shape: Callable[[Mapping], tuple[int, ...] | None]
     optional: bool = False
+    half: bool = False
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, ...]:
+        """What it may be, the usual one first."""
+        return (np.dtype(self.dtype), *((np.dtype(np.float16),) if self.half else ()))
 
 
 @dataclass(frozen=True)
@@ -322,7 +329,8 @@ _TABLE = (
                  tuple(a for a in BINARY_CONV2D_ATTRIBUTES if a.kind is float), _BINARY_CONSTANTS, _check_binary),
     OperatorType("Conv2d", 2, ("x",), _CONVOLUTION, _CLAMP, (
         Constant("weight", "float32", "[OC, IC / groups, KH, KW]",
-                 lambda a: (a["out_channels"], a["in_channels"] // a["groups"], a["kernel_h"], a["kernel_w"])),
+                 lambda a: (a["out_channels"], a["in_channels"] // a["groups"], a["kernel_h"], a["kernel_w"]),
+                 half=True),
         _BIAS, _OUTPUT_SLOPE), _check_convolution),
     OperatorType("FixedPoint", 3, ("x",), tuple(a for a in FIXED_POINT.attributes if a.name != "version"), (), (),
                  _check_fixed_point),
@@ -339,7 +347,7 @@ _TABLE = (
                  (*_CONVOLUTION, _integer("output_pad_h", 0, MAX_STEP, 0), _integer("output_pad_w", 0, MAX_STEP, 0)),
                  _CLAMP, (Constant("weight", "float32", "[IC, OC / groups, KH, KW]",
                                    lambda a: (a["in_channels"], a["out_channels"] // a["groups"], a["kernel_h"],
-                                              a["kernel_w"])), _BIAS, _OUTPUT_SLOPE), _check_transposed),
+                                              a["kernel_w"]), half=True), _BIAS, _OUTPUT_SLOPE), _check_transposed),
     OperatorType("Slice", 13, ("x",), (_integer("first", 0, MAX_CHANNELS),), (), (), _check_slice),
     OperatorType("QuantConv2d", 14, ("x", *(f"x{i}?" for i in range(1, NODE_INPUTS))),
                  tuple(a for a in QUANT_CONV2D_ATTRIBUTES if a.kind is int),
@@ -393,7 +401,8 @@ def _checked_constants(kind: OperatorType, attributes: Mapping, given: Mapping) 
             continue
         _require(shape is not None, f"{constant.name} is given, and means nothing there")
         array = np.asarray(array)
-        _require(array.dtype == constant.dtype, f"{constant.name} is {array.dtype}, not {constant.dtype}")
+        names = " or ".join(d.name for d in constant.dtypes)
+        _require(array.dtype in constant.dtypes, f"{constant.name} is {array.dtype}, not {names}")
         fits = len(array.shape) == len(shape) and all(s in (n, ANY) for n, s in zip(array.shape, shape, strict=True))
         _require(fits, f"{constant.name} has shape {list(array.shape)}, not {constant.letters} = {list(shape)}")
         values[constant.name] = array
@@ -493,7 +502,7 @@ def write(program: Program) -> bytes:
             if array is None:
                 references += [0, 0]
                 continue
-            data = np.ascontiguousarray(array, np.dtype(slot.dtype).newbyteorder("<")).tobytes()
+            data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
             if data not in places:
                 constants += bytes(_aligned(len(constants)) - len(constants))
                 places[data] = start + len(constants)
@@ -621,9 +630,9 @@ class _Reader:
         shape = slot.shape(attributes)
         _require(shape is not None, f"{slot.name} is given, and means nothing there")
         self.check(slot.name, offset, size, ALIGNMENT)
-        item = np.dtype(slot.dtype).itemsize
-        known = item * prod(n for n in shape if n != ANY)
-        _require(size > 0 and (size % known == 0 if ANY in shape else size == known),
-                 f"{slot.name} has {size} bytes, not those of {slot.letters} = {list(shape)}")
-        array = np.frombuffer(self.data, np.dtype(slot.dtype).newbyteorder("<"), size // item, offset)
+        known = prod(n for n in shape if n != ANY)
+        fits = [d for d in slot.dtypes
+                if (size % (known * d.itemsize) == 0 if ANY in shape else size == known * d.itemsize)]
+        _require(size > 0 and bool(fits), f"{slot.name} has {size} bytes, not those of {slot.letters} = {list(shape)}")
+        array = np.frombuffer(self.data, fits[0].newbyteorder("<"), size // fits[0].itemsize, offset)
         return array.reshape(shape)

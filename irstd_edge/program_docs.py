@@ -15,7 +15,8 @@ HEAD = "| op | inputs | i[] | f[] | constants |"
 
 
 def _constant(slot: program.Constant) -> str:
-    return f"{slot.name} {slot.dtype} {slot.letters}{' or none' if slot.optional else ''}"
+    kind = " or ".join(d.name for d in slot.dtypes)
+    return f"{slot.name} {kind} {slot.letters}{' or none' if slot.optional else ''}"
 
 
 def table() -> str:

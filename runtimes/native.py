@@ -142,11 +142,13 @@ class NativeSession(Session):
         self.isa = self._engine.description["isa"]
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(x, np.float32)
-        results = self._bind(x)
-        for call in results[1]:
+        return self.run_all(x)[0]
+
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        results, calls = self._bind(np.ascontiguousarray(x, np.float32))
+        for call in calls:
             call()
-        return results[0]
+        return results
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         _, calls = self._bind(np.array(x, np.float32, order="C"))
@@ -159,11 +161,11 @@ class NativeSession(Session):
 
         return call
 
-    def _bind(self, x: np.ndarray) -> tuple[np.ndarray, list[Callable[[], None]]]:
-        """The array of the results (of the first output), and one call for each image of the batch."""
+    def _bind(self, x: np.ndarray) -> tuple[list[np.ndarray], list[Callable[[], None]]]:
+        """The arrays of the results, and one call for each image of the batch."""
         engine = self._at(tuple(x.shape[2:]))
         outputs = [np.empty((len(x), *shape), np.float32) for shape in engine.output_shapes]
-        return outputs[0], [engine.bind([image], [out[i] for out in outputs]) for i, image in enumerate(x)]
+        return outputs, [engine.bind([image], [out[i] for out in outputs]) for i, image in enumerate(x)]
 
     def _at(self, size: tuple[int, int]) -> Engine:
         if size != self._engine.size:

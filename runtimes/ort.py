@@ -54,12 +54,15 @@ class OrtSession(Session):
     def run(self, x: np.ndarray) -> np.ndarray:
         return self._run(x, [self._output])[0]
 
-    def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def run_tensors(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Every output of the file by name."""
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._run(x, names), strict=True))
 
-    def _run(self, x: np.ndarray, names: list[str]) -> list[np.ndarray]:
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        return self._run(x, None)
+
+    def _run(self, x: np.ndarray, outputs: list[str] | None) -> list[np.ndarray]:
         # A dynamic size is a name; a file of a network that PyTorch could not export dynamically has numbers.
         fixed = [n for n in self._shape[2:] if isinstance(n, int)]
         if fixed and fixed != list(x.shape[2:]):
@@ -67,7 +70,7 @@ class OrtSession(Session):
                 f"{self._path}: written for {fixed[0]}x{fixed[1]} images, cannot run {x.shape[2]}x{x.shape[3]}; "
                 "export again with that --input-size"
             )
-        return self._session.run(names, {self._input: np.ascontiguousarray(x, np.float32)})
+        return self._session.run(outputs, {self._input: np.ascontiguousarray(x, np.float32)})
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         from onnxruntime import OrtValue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,20 +20,20 @@ class TorchSession(Session):
 
     artefact = "torch"
 
-    def __init__(self, network: torch.nn.Module, threads: int):
+    def __init__(self, network: torch.nn.Module, threads: int, outputs: Sequence[int] = (0,)):
+        """``outputs``: places of those that were exported among the tensors that the network returns."""
         self.runtime = f"torch {torch.__version__}"
         self._network = freeze(network).eval()
-        self._threads = threads
+        self._threads, self._outputs = threads, outputs
 
-    def _call(self, x: torch.Tensor) -> torch.Tensor:
+    def _call(self, x: torch.Tensor) -> list[torch.Tensor]:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         # Per thread, and left off for the caller, who may count on denormals.
         torch.set_flush_denormal(True)
         try:
             with torch.inference_mode():
-                # Of several outputs (deep supervision) the first, as export keeps it.
-                return tree_leaves(self._network(x))[0]
+                result = self._network(x)
         except (UnsupportedError, MissingError):
             raise
         except Exception as e:  # whatever a user's network raises
@@ -42,14 +42,23 @@ class TorchSession(Session):
                                    "take one grey channel: wrap it, or use images of another size") from e
         finally:
             torch.set_flush_denormal(False)
+        tensors = [y for y in tree_leaves(result) if isinstance(y, torch.Tensor)]
+        if len(tensors) <= max(self._outputs):
+            leaves = [type(leaf).__name__ for leaf in tree_leaves(result)]
+            got = f"{len(tensors)} tensors" if tensors else ", ".join(leaves) or type(result).__name__
+            raise UnsupportedError(f"the network returns {got} for an input {list(x.shape)}; return one probability "
+                                   "map of the input's size, and as many tensors besides as when it was exported")
+        return [tensors[place] for place in self._outputs]
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = self._call(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
-        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
-            got = list(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-            raise UnsupportedError(f"the network returns {got} for an input {list(x.shape)}; return one probability "
-                                   "map of the input's size, first where there are several")
-        return y.float().numpy()
+        return self.run_all(x)[0]
+
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        found = self._call(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
+        if found[0].shape != x.shape:
+            raise UnsupportedError(f"the network returns {list(found[0].shape)} for an input {list(x.shape)}; return "
+                                   "one probability map of the input's size, first where there are several")
+        return [y.float().numpy() for y in found]
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         held = torch.from_numpy(np.array(x, np.float32, order="C"))
@@ -62,4 +71,4 @@ class TorchSession(Session):
 
 def open_session(bundle: Bundle, threads: int = 1) -> Session:
     """The network of the bundle's weights. Raises as :func:`irstd_edge.runtimes.session.open_session` does."""
-    return TorchSession(open_bundle_network(bundle), threads)
+    return TorchSession(open_bundle_network(bundle), threads, bundle.manifest.outputs)

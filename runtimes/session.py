@@ -28,6 +28,10 @@ class Session(ABC):
     def run(self, x: np.ndarray) -> np.ndarray:
         """Normalised, padded float32 ``[N, 1, H, W]`` to the probability ``[N, 1, H, W]``."""
 
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        """Every output that was exported, float32 in NCHW: the probability, then what the network returns besides."""
+        return [self.run(x)]
+
     @abstractmethod
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         """Bind one input and return a call that runs the network alone: what a benchmark times."""

@@ -35,8 +35,8 @@ class TfliteSession(Session):
     """One .tflite file; the delegate is loaded only where the file has an operator of ours.
 
     The file is written for one image size. Where the export found it ``resizable``, another one is run by rewriting
-    the sizes inside it and resizing the input. ``keep``: every tensor can be read after a run (:meth:`run_all`), for
-    which the interpreter's own delegate, XNNPACK, is left out.
+    the sizes inside it and resizing the input. ``keep``: every tensor can be read after a run (:meth:`run_tensors`),
+    for which the interpreter's own delegate, XNNPACK, is left out.
     """
 
     def __init__(self, artefact: str, path: Path, threads: int, *, resizable: bool, keep: bool = False):
@@ -103,7 +103,7 @@ class TfliteSession(Session):
         y = self._interpreter.get_tensor(self._output)
         return y.reshape(y.shape[0], 1, y.shape[1], y.shape[2])
 
-    def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def run_tensors(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Every tensor of the file by name, as it lies there, of a session that keeps them; ``x``: one image."""
         self._load(x)
         self._interpreter.invoke()
@@ -114,6 +114,14 @@ class TfliteSession(Session):
             except ValueError:  # one that only a delegate has
                 continue
         return found
+
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        if len(x) > 1:
+            return [np.concatenate(parts) for parts in zip(*(self.run_all(image[None]) for image in x), strict=True)]
+        self._load(x)
+        self._interpreter.invoke()
+        found = [self._interpreter.get_tensor(d["index"]) for d in self._interpreter.get_output_details()]
+        return [np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if y.ndim == 4 else y for y in found]
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:
         self._load(x)

@@ -16,8 +16,9 @@ from irstd_edge.opspec import (
     QuantConv2dSpec,
 )
 
-#: Metadata keys of a node: the PyTorch path of its layer, and the precision that this layer asked for.
-LAYER, REQUESTED = "layer", "requested"
+#: Metadata keys of a node: the PyTorch path of its layer, the precision that this layer asked for, and the type that
+#: its weights are stored in where that is not float32, or the reason why they are not.
+LAYER, REQUESTED, STORED, REASON = "layer", "requested", "stored", "reason"
 #: In memory alone, for messages: the line of the user's code that made a node.
 SOURCE = "source"
 #: Input slots of ``irstd::BinaryConv2d`` in the specification's order.
@@ -75,11 +76,11 @@ def quant_spec_of(node: ir.Node) -> QuantConv2dSpec:
 
 
 def precision_of(node: ir.Node) -> str:
-    """``W1A1``, ``W4A8`` ... of a compressed layer, else ``float32``."""
+    """``W1A1``, ``W4A8`` ... of a compressed layer, else the type of the weights: ``float32``, ``float16``."""
     if is_quant(node):
         spec = quant_spec_of(node)
         return f"W{spec.weight_bits}A{spec.activation_bits}"
-    return "W1A1" if is_binary(node) else "float32"
+    return "W1A1" if is_binary(node) else node.metadata_props.get(STORED, "float32")
 
 
 def fixed_point_of(node: ir.Node) -> FixedPointSpec:
@@ -105,6 +106,11 @@ def weights_of(node: ir.Node) -> np.ndarray | None:
         if found is not None:
             return found
     return None
+
+
+def weight_index(node: ir.Node) -> int:
+    """The input of a float layer that is its weights: the first or, of a matrix product, the second factor."""
+    return 1 if constant(node.inputs[1]) is not None else 0
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:

@@ -32,7 +32,10 @@ INT16_MIN, INT16_MAX = -32768.0, 32767.0
 
 
 class LowerBinary(ir.passes.InPlacePass):
-    """Each binary node becomes Where, Pad, Conv with ±1 weights, Mul, Add and what follows, in the order of the spec.
+    """Each binary node becomes Where, Pad, Conv, Mul, Add and what follows, in the order of the spec.
+
+    The ±1 on both sides of the convolution are int8 behind DequantizeLinear of scale 1, as compilers for int8 take
+    them: the weights are stored so, and the inputs pass a QuantizeLinear of scale 1, which keeps them.
 
     Requires: constant weights, thresholds, scales and biases; known channels of the residual. Ensures: no BinaryConv2d
     node is left; the results are the same to the last bit (tanh aside, whose last bits a runtime chooses), also after
@@ -100,13 +103,17 @@ class _Lowering(Lowering):
                 shape = ir.Shape((n, c, h + s.pad_top + s.pad_bottom, w + s.pad_left + s.pad_right))
             b = self.emit("Pad", [b, self.const("pads", pads), self.const("pad_value", np.float32(s.pad_value))],
                           shape or ir.Shape((None,) * 4), mode="constant")
-        return b
+        one, zero = self.scalar("one", 1), self.const("zero", np.int8(0))
+        q = self.typed(self.emit("QuantizeLinear", [b, one, zero], b.shape), ir.DataType.INT8)
+        return self.emit("DequantizeLinear", [q, one, zero], b.shape)
 
     def convolve(self, b: ir.Value) -> ir.Value:
         s = self.spec
         pads = [0, 0, 0, 0] if s.pad_value else [s.pad_top, s.pad_left, s.pad_bottom, s.pad_right]
         words = torch.from_numpy(np.array(constant(self.node.inputs[WEIGHT])))
-        weight = self.const("weight", unpack_bits(words, s.in_channels // s.groups).numpy())
+        packed = self.const("weight", unpack_bits(words, s.in_channels // s.groups).numpy().astype(np.int8))
+        weight = self.emit("DequantizeLinear", [packed, self.scalar("one", 1), self.const("zero", np.int8(0))],
+                           packed.shape)
         v = self.emit(
             "Conv", [b, weight], kernel_shape=[s.kernel_h, s.kernel_w], strides=[s.stride_h, s.stride_w],
             dilations=[s.dilation_h, s.dilation_w], group=s.groups, pads=pads,

@@ -81,6 +81,10 @@ class Lowering:
     def scalar(self, label: str, value: float) -> ir.Value:
         return self.const(label, np.float32(value))
 
+    def typed(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
+        value.type = ir.TensorType(kind)
+        return value
+
     def replace(self, value: ir.Value) -> ir.Value:
         """``value`` takes the node's place; the node goes."""
         old = self.node.outputs[0]

@@ -65,10 +65,6 @@ class _Lowering(Lowering):
         super().__init__(node)
         self.spec, self.metadata = quant_spec_of(node), {REQUESTED: precision_of(node)}
 
-    def typed(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
-        value.type = ir.TensorType(kind)
-        return value
-
     def run(self, guard: bool) -> ir.Value:
         scale, bias = (constant(self.node.inputs[i]).reshape(1, -1, 1, 1) for i in (QUANT_SCALE, QUANT_BIAS))
         q = self.quantize(self.node.inputs[X], guard)

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer, rewriter
 
-from irstd_edge.export.passes.graph import LAYER, REQUESTED, SOURCE, is_compressed, weights_of
+from irstd_edge.export.passes.graph import LAYER, REASON, REQUESTED, SOURCE, STORED, is_compressed, weights_of
 
 #: Constants up to this many values are folded; weights are never recomputed.
 FOLD_LIMIT = 1 << 16
+_KEPT = (LAYER, REQUESTED, STORED, REASON, SOURCE)
 
 
 class Simplify(ir.passes.InPlacePass):
@@ -58,7 +59,7 @@ class Simplify(ir.passes.InPlacePass):
 class Finish(ir.passes.InPlacePass):
     """Name every node once, by its layer where it has one, and drop metadata (PyTorch's holds local file paths).
 
-    Requires: a topologically sorted model. Ensures: unique node names; no metadata but the layer, its precision and
+    Requires: a topologically sorted model. Ensures: unique node names; no metadata but the layer, its precisions and
     its place in the code, which no file is to hold.
     """
 
@@ -66,7 +67,7 @@ class Finish(ir.passes.InPlacePass):
         taken: set[str] = set()
         for node in model.graph:
             layer = node.metadata_props.get(LAYER, "")
-            kept = {k: v for k, v in node.metadata_props.items() if k in (LAYER, REQUESTED, SOURCE) and v}
+            kept = {k: v for k, v in node.metadata_props.items() if k in _KEPT and v}
             stem = layer if has_weights(node) and layer else f"{layer or 'network'}/{node.op_type}"
             name, n = stem, 1
             while name in taken:

@@ -17,6 +17,7 @@ from irstd_edge.export.passes.fold_activation import clamp_bounds
 from irstd_edge.export.passes.graph import (
     LAYER,
     RESIDUAL,
+    STORED,
     X,
     affine_of,
     attributes,
@@ -349,6 +350,7 @@ def _convolution(operator: str) -> Callable:
             values |= dict(zip(("output_pad_h", "output_pad_w"), attrs.get("output_padding", [0, 0]), strict=True))
         pads = _pads(node, kernel, stride, dilation)
         values |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True)) | {"groups": groups}
+        weight = weight.astype(np.float16) if STORED in node.metadata_props else weight
         constants = {"weight": weight} | ({} if bias is None else {"bias": constant(bias)})
         writer.emit(operator, node, [node.inputs[0]], {k: int(v) for k, v in values.items()}, constants)
     return write

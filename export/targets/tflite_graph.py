@@ -16,6 +16,7 @@ from irstd_edge.runtimes.tflite import IMAGE_SIZE
 
 _TYPES = {
     np.dtype(np.float32): tfl.TensorType.FLOAT32,
+    np.dtype(np.float16): tfl.TensorType.FLOAT16,
     np.dtype(np.int32): tfl.TensorType.INT32,
     np.dtype(np.int64): tfl.TensorType.INT64,
     np.dtype(np.bool_): tfl.TensorType.BOOL,
@@ -73,6 +74,7 @@ class TfliteGraph:
         self._values: dict[ir.Value, int] = {}
         self._constants: dict[tuple, int] = {}
         self._buffer_of: dict[bytes, int] = {}
+        self._widened: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._size_constants: set[int] = set()
         self._layer = ""
@@ -112,6 +114,15 @@ class TfliteGraph:
                 self._buffer_of[data] = self._add_buffer(data)
             self._constants[key] = self._add_constant(array, self._buffer_of[data])
         return self._constants[key]
+
+    def halves(self, array: np.ndarray) -> int:
+        """A float32 tensor whose values a float16 constant holds: DEQUANTIZE, which interpreters run once."""
+        stored = self.constant(array.astype(np.float16))
+        if stored not in self._widened:
+            # Version 3 brought float16.
+            self._widened[stored] = self.op("DEQUANTIZE", [stored], self.temporary(array.shape), version=3,
+                                            option_type="DequantizeOptions")
+        return self._widened[stored]
 
     def size_constant(self, array: np.ndarray) -> int:
         """An int32 ``[H, W]`` or ``[N, H, W, C]`` that may follow the image size: a tensor and buffer of its own."""

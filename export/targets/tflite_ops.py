@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as tfl
 
-from irstd_edge.export.passes.graph import attributes, constant, operand, spec_of
+from irstd_edge.export.passes.graph import STORED, attributes, constant, operand, spec_of
 from irstd_edge.export.refusal import refuse
 from irstd_edge.export.targets.tflite_graph import NHWC_AXIS, TfliteGraph, nhwc_shape, shape_of
 from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, PROGRAM, ProgramSpec
@@ -119,10 +119,50 @@ def _conv_padding(graph: TfliteGraph, x: int, pads, kernel, stride, dilation) ->
 
 
 def _weights(node: ir.Node) -> tuple[np.ndarray, np.ndarray | None]:
-    weight, bias = constant(node.inputs[1]), operand(node, 2)
+    weight, bias = _float_constant(node.inputs[1]), operand(node, 2)
     _require(weight is not None and (bias is None or constant(bias) is not None), node, "has computed weights")
     _require(weight.ndim == 4, node, "is not two-dimensional; use Conv2d or ConvTranspose2d")
     return weight, None if bias is None else constant(bias)
+
+
+def _float_constant(value: ir.Value) -> np.ndarray | None:
+    """A constant, or one of integers behind a DequantizeLinear of scale 1, as float32."""
+    source = value.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return constant(value)
+    integers = constant(source.inputs[0])
+    return None if integers is None else integers.astype(np.float32) - _zero_point(source)
+
+
+def _zero_point(node: ir.Node) -> float:
+    """Of a QuantizeLinear or DequantizeLinear, whose scale must be 1."""
+    scale, zero = constant(node.inputs[1]), operand(node, 2)
+    _require(scale is not None and scale.size == 1 and float(scale.reshape(())) == 1, node,
+             "has another scale than 1; TFLite files here compute lowered layers in float32")
+    return 0.0 if zero is None else float(constant(zero).reshape(()))
+
+
+def _quantize(graph: TfliteGraph, node: ir.Node) -> None:
+    """Integers as float32: rounded half to even, within the type."""
+    zero, kind = _zero_point(node), constant(node.inputs[2]).dtype
+    x = graph.tensor(node.inputs[0])
+    shape, limits = graph.shape(x), np.iinfo(kind)
+    x = graph.op("ROUND", [x], graph.temporary(shape))
+    for name, bound in (("MAXIMUM", limits.min - zero), ("MINIMUM", limits.max - zero)):
+        x = graph.op(name, [x, graph.constant(np.float32(bound))], graph.temporary(shape),
+                     option_type="MaximumMinimumOptions")
+    graph.alias(node.outputs[0], x)
+
+
+def _dequantize(graph: TfliteGraph, node: ir.Node) -> None:
+    """What :func:`_quantize` left is the value; integers that are constants become floats where they are read."""
+    if constant(node.inputs[0]) is None:
+        graph.alias(node.outputs[0], graph.tensor(node.inputs[0]))
+
+
+def _weight_tensor(graph: TfliteGraph, node: ir.Node, weight: np.ndarray) -> int:
+    """The weights in TFLite's order, stored as the node says."""
+    return graph.halves(weight) if STORED in node.metadata_props else graph.constant(weight)
 
 
 def _conv(graph: TfliteGraph, node: ir.Node) -> None:
@@ -137,11 +177,11 @@ def _conv(graph: TfliteGraph, node: ir.Node) -> None:
     options = {"padding": mode, "strideH": stride[0], "strideW": stride[1],
                "dilationHFactor": dilation[0], "dilationWFactor": dilation[1]}
     if groups == channels and groups > 1:
-        weight = graph.constant(weight.transpose(1, 2, 3, 0))
+        weight = _weight_tensor(graph, node, weight.transpose(1, 2, 3, 0))
         options["depthMultiplier"] = graph.shape(weight)[3] // channels
         graph.op("DEPTHWISE_CONV_2D", [x, weight, bias], out, options, 2, "DepthwiseConv2DOptions")
     else:
-        weight = graph.constant(weight.transpose(0, 2, 3, 1))
+        weight = _weight_tensor(graph, node, weight.transpose(0, 2, 3, 1))
         graph.op("CONV_2D", [x, weight, bias], out, options, 1 if groups == 1 else 6, "Conv2DOptions")
 
 
@@ -156,7 +196,7 @@ def _conv_transpose(graph: TfliteGraph, node: ir.Node) -> None:
     _, height, width, _ = graph.shape(out)
     bias = graph.constant(np.zeros(graph.shape(out)[3], np.float32) if bias is None else bias)
     if groups == 1:
-        _transpose_conv(graph, x, weight, stride, pads, (height, width), bias, out)
+        _transpose_conv(graph, node, x, weight, stride, pads, (height, width), bias, out)
         return
     step, parts = channels // groups, []
     n, h, w, _ = graph.shape(x)
@@ -165,7 +205,7 @@ def _conv_transpose(graph: TfliteGraph, node: ir.Node) -> None:
         result = graph.temporary((n, height, width, weight.shape[1]))
         zero = graph.constant(np.zeros(weight.shape[1], np.float32))
         kernel = weight[g * step:(g + 1) * step]
-        parts.append(_transpose_conv(graph, part, kernel, stride, pads, (height, width), zero, result))
+        parts.append(_transpose_conv(graph, node, part, kernel, stride, pads, (height, width), zero, result))
     joined = graph.temporary(graph.shape(out))
     graph.op("CONCATENATION", parts, joined, {"axis": 3}, option_type="ConcatenationOptions")
     _add(graph, joined, bias, out)
@@ -179,10 +219,10 @@ def _dilated(weight: np.ndarray, dilation) -> np.ndarray:
     return spread
 
 
-def _transpose_conv(graph, x: int, weight, stride, pads, size, bias: int, out: int) -> int:
+def _transpose_conv(graph, node, x: int, weight, stride, pads, size, bias: int, out: int) -> int:
     """One group: TFLite's own paddings where they fit, else the full result cropped or extended, then the bias."""
     kernel, (n, h, w, _) = weight.shape[2:], graph.shape(x)
-    filters = graph.constant(weight.transpose(1, 2, 3, 0))
+    filters = _weight_tensor(graph, node, weight.transpose(1, 2, 3, 0))
     options = {"strideH": stride[0], "strideW": stride[1]}
     full = tuple((i - 1) * s + k for i, s, k in zip((h, w), stride, kernel, strict=True))
     before = tuple(pads[:2])
@@ -214,8 +254,8 @@ def _pool_geometry(node: ir.Node):
     _require(dilation == (1, 1), node, "is dilated; TFLite pools are not: use a dilated convolution or dilation 1")
     sizes, outputs = shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:]
     pads = _explicit_pads(node, sizes, kernel, stride, dilation)
-    # ceil_mode reaches beyond the padded image, floor may not reach its end: pad exactly what the windows cover.
-    covered = [(p[0], (o - 1) * s + k - size - p[0])
+    # ceil_mode reaches beyond the padded image: pad what the windows cover. What they leave, VALID leaves too.
+    covered = [(p[0], max((o - 1) * s + k - size - p[0], 0))
                for p, o, s, k, size in zip(pads, outputs, stride, kernel, sizes, strict=True)]
     options = {"filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": stride[0], "strideW": stride[1]}
     return pads, covered, options
@@ -244,7 +284,7 @@ def _average_correction(node: ir.Node, pads, covered, options) -> np.ndarray | N
     factors = []
     for size, pad, cover, key in zip(shape_of(node.inputs[0])[2:], pads, covered, ("H", "W"), strict=True):
         kernel = options["filterHeight" if key == "H" else "filterWidth"]
-        counts = np.zeros(size + cover[0] + max(cover[1], 0))
+        counts = np.zeros(size + sum(cover))
         counts[cover[0]:cover[0] + size] = 1
         if include:
             counts[:size + pad[0] + pad[1]] = 1
@@ -619,7 +659,7 @@ def _gemm(graph: TfliteGraph, node: ir.Node) -> None:
     _require(bias is not None and (bias.size == 1 or bias.shape in ((outputs,), (1, outputs))), node,
              "has a bias that is computed, or one per row; TFLite has one per output")
     bias = np.broadcast_to(bias.reshape(-1), (outputs,))
-    inputs = [graph.tensor(node.inputs[0]), graph.constant(weight), graph.constant(bias)]
+    inputs = [graph.tensor(node.inputs[0]), _weight_tensor(graph, node, weight), graph.constant(bias)]
     # Version 5 brought the option that keeps more than two axes.
     graph.op("FULLY_CONNECTED", inputs, graph.tensor(node.outputs[0]), {"keepNumDims": rank > 2},
              5 if rank > 2 else 1, "FullyConnectedOptions")
@@ -705,6 +745,8 @@ WRITERS: dict[str, Callable[[TfliteGraph, ir.Node], None]] = {
     "Ceil": _unary("CEIL"),
     "Round": _unary("ROUND"),
     "Softmax": _softmax,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
     "Where": _where,
     "Cast": _cast,
     "Identity": _identity,

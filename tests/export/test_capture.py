@@ -129,10 +129,23 @@ class Heads(nn.Module):
 def test_of_several_outputs_the_chosen_one_is_kept():
     first = capture(Heads(), (8, 8))
     assert first.unused == ("b",) and [n.metadata_props[LAYER] for n in binary_nodes(first.model)] == ["a"]
-    last = capture(Heads(), (8, 8), output=-1)
+    last = capture(Heads(), (8, 8), [-1])
     assert last.unused == ("a",) and len(last.model.graph.outputs) == 1
-    with pytest.raises(ValueError, match="returns 2 tensors"):
-        capture(Heads(), (8, 8), output=2)
+    both = capture(Heads(), (8, 8), [1, 0])
+    assert both.unused == () and [v.name for v in both.model.graph.outputs] == ["probability", "output_0"]
+    with pytest.raises(ValueError, match="returns 2 tensors, none at place 2; choose from 0 to 1, or -1"):
+        capture(Heads(), (8, 8), [2])
+
+
+def test_a_tensor_that_is_returned_twice_is_kept_once():
+    class Echo(nn.Conv2d):
+        def forward(self, x):
+            y = torch.sigmoid(super().forward(x))
+            return y, y
+
+    assert len(capture(Echo(1, 1, 1), (8, 8)).model.graph.outputs) == 1
+    with pytest.raises(UnsupportedError, match="returns one tensor twice"):
+        capture(Echo(1, 1, 1), (8, 8), [0, 1])
 
 
 def test_fixed_size_networks_are_exported_static_with_the_reason():

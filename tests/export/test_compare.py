@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from inspected_files import SIZE, Float, write_files
 from onnx import numpy_helper
-from test_inspect import SIZE, Float, write_files
 from torch import nn
 
 from irstd_edge import cli

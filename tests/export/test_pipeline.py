@@ -60,7 +60,7 @@ def float_network(project):
 def source(biisnet, biisnet_capture, monkeypatch):
     """The BiisNet to export, captured once for all tests."""
     copy = biisnet_capture.model
-    monkeypatch.setattr(pipeline, "capture", lambda network, size: pipeline.Capture(copy.clone(), ""))
+    monkeypatch.setattr(pipeline, "capture", lambda network, size, places: pipeline.Capture(copy.clone(), ""))
     return LoadedNetwork("biisnet", "biisnet", biisnet, Preprocessing(100.0, 30.0), 0.5, "ab" * 32)
 
 
@@ -111,7 +111,7 @@ def test_biisnet_bundle_records_what_was_lowered(biisnet, source, tmp_path):
 
 
 def test_strict_refuses_what_is_lowered(source, tmp_path):
-    with pytest.raises(UnsupportedError, match=r"--strict: 16 layers .*portable: encoder1\.0 W1A1 -> float32"):
+    with pytest.raises(UnsupportedError, match=r"--strict: 16 layers .*portable: encoder1\.0 W1A1 -> int8"):
         pipeline.export_bundle(source, ["portable"], tmp_path / "s", (64, 64), strict=True)
     assert not (tmp_path / "s").exists()
 
@@ -196,7 +196,7 @@ def test_notes_name_fixed_sizes_and_unused_layers():
              for kind, reason in (("onnx", "because"), ("tflite", "since"), ("portable", "because"))]
     notes = list(pipeline._notes(captured, files, (8, 9)))
     assert notes == ["onnx, portable: runs 8x9 images alone: because", "tflite: runs 8x9 images alone: since",
-                     "left out, as the first output does not depend on them: aux"]
+                     "left out, as no exported output depends on them: aux"]
 
 
 class Sized(torch.nn.Module):

@@ -30,7 +30,17 @@ def test_default_domain_only_and_old_enough_versions(portable):
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)] and model.ir_version == 8
     assert {n.domain for n in model.graph.node} == {""} and b"irstd" not in portable.replace(b"irstd-edge", b"")
     weights = [onnx.numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith(".weight")]
-    assert sum(bool(np.isin(w, (-1, 1)).all()) for w in weights) == 16  # no scale is folded into them
+    signs = [w for w in weights if w.dtype == np.int8]
+    assert len(signs) == 16 and all(np.isin(w, (-1, 1)).all() for w in signs)
+    # Every convolution of a compressed layer is int8 on both sides, at the scale 1.
+    made = {output: n for n in model.graph.node for output in n.output}
+    ones = {i.name for i in model.graph.initializer if np.array_equal(onnx.numpy_helper.to_array(i), 1)}
+    convs = [n for n in model.graph.node if n.op_type == "Conv" and made.get(n.input[1])]
+    assert len(convs) == 16
+    for conv in convs:
+        inputs = [made[name] for name in conv.input]
+        assert [n.op_type for n in inputs] == ["DequantizeLinear"] * 2 and {n.input[1] for n in inputs} <= ones
+        assert made[inputs[0].input[0]].op_type == "QuantizeLinear" and made[inputs[0].input[0]].input[1] in ones
 
 
 def test_near_zero_stress_is_equal_to_pytorch(biisnet, portable):

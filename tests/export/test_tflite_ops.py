@@ -166,6 +166,10 @@ CASES = {
                                            axis=-1, epsilon=1e-3),
     "tokens normalised without offset": lambda g, x: g.op("LayerNormalization", g.op("Reshape", x, I(1, 35, 6)),
                                                           normal(6)),
+    "integers as floats": lambda g, x: g.op(
+        "DequantizeLinear", g.op("QuantizeLinear", g.op("Mul", x, F(100)), F(1), np.int8(3)), F(1), np.int8(3)),
+    "integer weights": lambda g, x: g.op("Conv", x, g.op(
+        "DequantizeLinear", np.arange(-27, 27, dtype=np.int8).reshape(3, 6, 3, 1), F(1), np.int8(2))),
     "identity and dropout": lambda g, x: g.op("Relu", g.op("Dropout", g.op("Identity", x))),
 }
 
@@ -194,6 +198,7 @@ def test_the_whole_table_is_tested():
 
 REFUSED = {
     "unknown operator": (op("Erf"), r"Erf .*has no TFLite form.*leave tflite out"),
+    "another scale": (op("QuantizeLinear", F(0.5), np.int8(0)), "another scale than 1"),
     "cubic": (resize((9, 9), mode="cubic"), "cubic"),
     "antialias": (resize((3, 3), mode="linear", antialias=1), "antialias"),
     "nearest of another rounding": (resize((9, 9), mode="nearest"), "round_prefer_floor"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,34 @@ def check(library, isas, program, images, tolerances=None, *, threads=1, strip=N
                 for i, (y, truth) in enumerate(zip(engine(*images), expected, strict=True)):
                     tolerance = tolerances[i] if tolerances else None
                     assert_close(y, truth, tolerance, f"output {i} on {isa}, {engine.kernels}")
+
+
+def test_every_half_is_widened(library):
+    """As a weight of one tap on one pixel of 1."""
+    weight = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(-1, 1, 1, 1)
+    b = Builder(1)
+    sizes = {"in_channels": 1, "out_channels": 2**16, "kernel_h": 1, "kernel_w": 1}
+    program = b.finish(b.add("Conv2d", 0, 2**16, constants={"weight": weight}, **sizes))
+    with np.errstate(invalid="ignore"), Engine(library, write(program), 1, 1) as engine:
+        (y,) = engine(np.ones((1, 1, 1), np.float32))
+        np.testing.assert_array_equal(y, weight.astype(np.float32).reshape(-1, 1, 1))
+
+
+@pytest.mark.parametrize("operator", ["Conv2d", "ConvTranspose2d"])
+def test_halves_are_the_same_network(library, operator):
+    rng = np.random.default_rng(8)
+    b = Builder(5)
+    y = b.conv(rng, 0, 7, operator=operator, pad_top=1, stride_w=2)
+    full = b.finish(y)
+    (node,) = full.nodes
+    halved = replace(node, constants={**node.constants, "weight": node.constants["weight"].astype(np.float16)})
+    same = replace(node, constants={**node.constants, "weight": halved.constants["weight"].astype(np.float32)})
+    image = normal(rng, 5, 9, 11)
+    results = []
+    for form in (halved, same):
+        with Engine(library, write(replace(full, nodes=(form,))), 9, 11) as engine:
+            results.append(engine(image)[0])
+    assert_same_bits(*results, operator)
 
 
 @QUICK

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not: runtime_cases
+# pytest's importlib mode does not: runtime_cases, environments
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import environments
 
 from irstd_edge.runtimes import library
 
@@ -106,25 +110,11 @@ def tflite_headers(downloads) -> Path:
         "android/src/main/cpp/lib/tensorflow/headers", "IRSTD_TFLITE_HEADERS", downloads)
 
 
-def _environment(name: str, *requirements: str) -> Path:
-    """The Python of an environment of its own below build/. Skips where it cannot be made."""
-    folder = ROOT / "build" / name
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").is_file():
-        for command in ([sys.executable, "-m", "venv", folder],
-                        [python, "-m", "pip", "install", "--quiet", *requirements]):
-            done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"{' '.join(requirements)} cannot be installed: {done.stderr.strip()[-200:]}")
-        (folder / ".ready").touch()
-    return python
-
-
 @pytest.fixture(scope="session")
 def ort118() -> Path:
-    return _environment("venv-ort118", "onnxruntime==1.18.1", "numpy<2")
+    return environments.environment("venv-ort118", "onnxruntime==1.18.1", "numpy<2")
 
 
 @pytest.fixture(scope="session")
 def tflite214() -> Path:
-    return _environment("venv-tflite214", "tflite-runtime==2.14.0", "numpy<2")
+    return environments.tflite214()

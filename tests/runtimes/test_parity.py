@@ -34,9 +34,9 @@ def bundle(tmp_path):
     np.savez(tmp_path / "v.npz", input=vectors, probability=vectors)
     (tmp_path / "w").write_bytes(b"w")
 
-    def make(requested="W1A1"):
+    def make(requested="W1A1", realised=None):
         operator = "irstd.BinaryConv2d" if requested == "W1A1" else "Conv"
-        layer = b.LayerPrecision("c", operator, requested, requested, 8, 9)
+        layer = b.LayerPrecision("c", operator, requested, realised or requested, 8, 9)
         artefacts = tuple(b.Artefact(k, "w", b.sha256(tmp_path / "w"), 1, "NCHW", None, (layer,))
                           for k in ("onnx", "portable"))
         b.write_manifest(tmp_path, b.Manifest(
@@ -83,7 +83,7 @@ def test_values_that_are_not_finite_never_pass(value, both):
     assert found.max_abs == float("inf")
     summary = ParitySummary()
     summary.add(found, "x")
-    assert summary.judge("onnx", True)
+    assert summary.judge("onnx", parity.TOLERANCES["onnx"])
     assert summary.as_dict()["max_abs"] is None
 
 
@@ -111,14 +111,23 @@ def test_one_image_in_a_hundred_may_hold_flipped_pixels(images, flipped, ok):
     summary = ParitySummary()
     for i in range(images):
         summary.add(Parity(1e-6, 1.0, int(i < flipped)), str(i))
-    assert (summary.judge("onnx", True) == []) is ok
-    assert summary.judge("onnx", False) == []  # a float network: counted, not judged
+    assert (summary.judge("onnx", parity.TOLERANCES["onnx"]) == []) is ok
     assert summary.flipped_pixels == flipped
 
 
 def test_every_runtime_has_a_tolerance_with_a_reason():
     assert set(OPENERS) <= set(parity.TOLERANCES)
     assert all(t.reason and t.max_abs <= 1e-4 and t.flipped_images <= 0.01 for t in parity.TOLERANCES.values())
+
+
+@pytest.mark.parametrize(("requested", "realised", "max_abs", "flipped"), [
+    ("W1A1", "W1A1", 1e-4, 0.01), ("W1A1", "float32", 1e-4, 0.01), ("float32", "float32", 1e-4, 1.0),
+    ("float16", "float16", 1e-2, 1.0), ("float16", "float32", 1e-4, 1.0)])
+def test_flips_bind_compressed_networks_and_halves_have_a_wider_limit(bundle, requested, realised, max_abs, flipped):
+    found = parity.tolerance(bundle(requested, realised), "onnx")
+    assert (found.max_abs, found.flipped_images) == (max_abs, flipped) and found.reason
+    of_torch = parity.tolerance(bundle(requested, realised), "torch")
+    assert of_torch.max_abs == 1e-5
 
 
 def test_vectors_of_an_equal_artefact_pass(bundle, sessions):

@@ -69,6 +69,21 @@ def tiny() -> Program:
     return Program((Tensor("x", 1), Tensor("y", 1)), (node,), 1, (1,))
 
 
+def test_weights_of_float_convolutions_may_be_halves():
+    program = everything()
+    halved = [Node(n.operator, n.name, n.inputs, n.output, n.attributes,
+                   {k: v.astype(np.float16) if k == "weight" and v.dtype == np.float32 else v
+                    for k, v in n.constants.items()}) for n in program.nodes]
+    data = write(Program(program.tensors, tuple(halved), program.inputs, program.outputs))
+    found = {n.name: n.constants for n in read(data).nodes if "weight" in n.constants}
+    assert {k: c["weight"].dtype.name for k, c in found.items()} == {
+        "stem": "float16", "ConvTranspose2d": "float16", "BinaryConv2d": "int32", "QuantConv2d": "uint8"}
+    for node in halved:
+        if "weight" in node.constants:
+            np.testing.assert_array_equal(found[node.name]["weight"], node.constants["weight"])
+    assert len(data) < len(write(program)) and write(read(data)) == data
+
+
 def test_the_bytes_of_a_tiny_program():
     """By hand, from the tables of docs/native.md."""
     u32 = lambda *v: struct.pack(f"<{len(v)}I", *v)  # noqa: E731
@@ -220,6 +235,8 @@ def conv(**changes):
     (lambda: conv(constants={"weight": None}), "weight is missing"),
     (lambda: conv(constants={"weight": f32(6, 4, 3, 1)}), r"weight has shape \[6, 4, 3, 1\], not .* = \[6, 2, 3, 1\]"),
     (lambda: conv(constants={"bias": np.zeros(6)}), "bias is float64"),
+    (lambda: conv(constants={"bias": np.zeros(6, np.float16)}), "bias is float16, not float32"),
+    (lambda: conv(constants={"weight": np.zeros((6, 2, 3, 1))}), "weight is float64, not float32 or float16"),
     (lambda: conv(constants={"slope": f32(6)}), "slope is given"),
     (lambda: conv(activation=2), "slope is missing"),
     (lambda: conv(constants={"bais": f32(6)}), "has no constant bais"),

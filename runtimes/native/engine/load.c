@@ -119,6 +119,33 @@ static irstd_status check_activation(const irstd_node *n, int activation, int sl
     return IRSTD_OK;
 }
 
+/* An IEEE half as a float; by integers, so that subnormal ones survive where floats of that kind count as 0. */
+static float widened(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000) << 16;
+    uint32_t exponent = half >> 10 & 31, fraction = half & 1023, bits = sign;
+    if (exponent == 31) {
+        bits |= 0x7f800000 | fraction << 13;
+    } else if (exponent || fraction) {
+        for (exponent += 112 + !exponent; !(half & 0x7c00) && !(fraction & 1024); exponent--) fraction <<= 1;
+        bits |= exponent << 23 | (fraction & 1023) << 13;
+    }
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Weights that have two bytes each in the file become floats here; what follows knows these alone. */
+static irstd_status widen_weights(struct irstd_session *s, irstd_node *n, uint64_t count, irstd_error *error) {
+    if (n->constant_bytes[0] != count * 2) return IRSTD_OK;
+    const uint16_t *halves = n->constants[0];
+    float *floats = irstd_own(s, count * sizeof *floats);
+    if (!floats) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
+    for (uint64_t k = 0; k < count; k++) floats[k] = widened(halves[k]);
+    n->constants[0] = floats;
+    n->constant_bytes[0] = count * sizeof *floats;
+    return IRSTD_OK;
+}
+
 /* The file's slots are the attributes of the operator in the specification's order, integers and floats apart. */
 static irstd_bconv2d_attributes take_attributes(const int32_t *integers, const float *reals) {
     irstd_bconv2d_attributes a;
@@ -184,7 +211,7 @@ static irstd_status load_bconv(struct irstd_session *s, irstd_node *n, const irs
     return IRSTD_OK;
 }
 
-static irstd_status load_conv(irstd_node *n, irstd_tensor *y, irstd_error *error) {
+static irstd_status load_conv(struct irstd_session *s, irstd_node *n, irstd_tensor *y, irstd_error *error) {
     const int32_t *i = n->i;
     const irstd_tensor *x = n->inputs[0];
     irstd_status status;
@@ -195,6 +222,7 @@ static irstd_status load_conv(irstd_node *n, irstd_tensor *y, irstd_error *error
     uint64_t taps = (uint64_t)i[IRSTD_CONV2D_KERNEL_H] * (uint64_t)i[IRSTD_CONV2D_KERNEL_W];
     int transposed = n->op == IRSTD_OP_CONV_TRANSPOSE2D;
     uint64_t weights = (uint64_t)oc * (uint64_t)(ic / groups) * taps;
+    if ((status = widen_weights(s, n, weights, error))) return status;
     if ((status = check_constant(n, 0, "weight", weights, 0, error))) return status;
     if ((status = check_constant(n, 1, "bias", (uint64_t)oc, 1, error))) return status;
     if ((status = check_activation(n, i[IRSTD_CONV2D_ACTIVATION], 2, oc, error))) return status;
@@ -233,7 +261,7 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
     }
     case IRSTD_OP_QUANT_CONV2D: status = irstd_quant_load(s, n, error); pointwise = 0; break;
     case IRSTD_OP_CONV2D:
-    case IRSTD_OP_CONV_TRANSPOSE2D: status = load_conv(n, y, error); pointwise = 0; break;
+    case IRSTD_OP_CONV_TRANSPOSE2D: status = load_conv(s, n, y, error); pointwise = 0; break;
     case IRSTD_OP_FIXED_POINT:
         if (y->type != IRSTD_TENSOR_TYPE_INT16 ||
             y->fraction_bits != i[IRSTD_FIXED_POINT_FRACTION_BITS] || x->type != IRSTD_TENSOR_TYPE_FLOAT32)

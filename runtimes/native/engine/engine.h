@@ -137,6 +137,7 @@ struct irstd_node {
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
     irstd_qconv *qconv;
+    const irstd_map *pooled; /* of a maximum pool: the quantised map that it reads, and makes one of */
     irstd_fixed_conv *fixed_conv;
     /* A convolution of floats: the inputs but the addend are its image, one tensor's channels behind the other's; the
      * addend, the last input, is added before the activation. */
@@ -211,7 +212,7 @@ static inline void *irstd_tensor_row(const irstd_tensor *t, int64_t row) {
 static inline int64_t irstd_rows_at_once(const irstd_node *n) { return n->form ? n->form->rows : 1; }
 
 /* Whether a node reads a map of that input, and not its values; which one. */
-static inline int irstd_reads_map(const irstd_node *n, int input) { return n->qconv || (n->bconv && !input); }
+static inline int irstd_reads_map(const irstd_node *n, int input) { return n->qconv || n->pooled || (n->bconv && !input); }
 const irstd_map *irstd_map_read(const irstd_node *n, int input);
 
 /* The operators that are neither binary nor convolutions: one output row, and the scratch bytes that it needs. */

@@ -21,9 +21,9 @@ SOURCE = ["-I", NATIVE / "include", ROOT / "tests/kernels/open_programs.c"]
 CASES = 150
 #: Of the largest value: float32 sums of some hundred products, and Winograd's.
 FLOAT_TOLERANCE = 2e-5
-#: Forms of convolutions that must be among those that were computed.
+#: Forms that must be among those that were computed.
 FORMS = {"float": {"projection", "transposed", "depthwise", "winograd", "pointwise", "direct"},
-         "graphs": {"int16", "cnt"}, "quantised": set()}
+         "graphs": {"int16", "cnt"}, "quantised": {"quantised"}}
 
 
 def drawn(strategy) -> list[tuple]:

@@ -615,8 +615,11 @@ def quant_networks(draw) -> tuple[Program, list[np.ndarray]]:
         elif before == "fixed" and b.tensors[x].fraction_bits < 0:
             inputs = b.fixed(x, 8)
         elif before == "pool" and min(size) > 1:
-            inputs = b.add("MaxPool", x, b.tensors[x].channels, kernel_h=2, kernel_w=2, stride_h=1, stride_w=1)
-            size = (size[0] - 1, size[1] - 1)
+            kernel = [draw(st.integers(1, min(3, n))) for n in size]
+            strides = [draw(st.integers(1, 2)) for _ in size]
+            inputs = b.add("MaxPool", x, b.tensors[x].channels, kernel_h=kernel[0], kernel_w=kernel[1],
+                           stride_h=strides[0], stride_w=strides[1])
+            size = tuple((n - k) // step + 1 for n, k, step in zip(size, kernel, strides, strict=True))
         elif before in ("two", "three"):
             inputs = (*(b.add("Activation", x, b.tensors[x].channels, activation=1)
                         for _ in range(1 if before == "two" else 2)), x)

@@ -120,6 +120,32 @@ class TestOnce:
             kernels = {layer["name"]: layer["kernel"] for layer in engine.description["layers"]}
         assert sorted(k == "folded" for k in kernels.values()) == [False, False, False, True]
 
+    @pytest.mark.parametrize("bits", [(4, 1), (4, 2), (3, 4), (8, 8)])
+    @pytest.mark.parametrize("signed", [0, 1])
+    def test_maps_survive_a_maximum_pool(self, library, rng, bits, signed):
+        a = {"bits": bits, "activation_signed": signed * (bits[1] > 1), **SAME}
+        b = Builder(8)
+        x = b.quant(rng, 0, 37, **a)
+        pool = b.add("MaxPool", x, 37, kernel_h=2, kernel_w=2, stride_h=2, stride_w=2)
+        wide = b.add("MaxPool", x, 37, kernel_h=3, kernel_w=3, stride_h=2, stride_w=1)
+        program = b.finish(b.quant(rng, pool, 5, **a), b.quant(rng, wide, 5, zero_point=1, **a))
+        for size in [(20, 40), (5, 3), (9, 75)]:
+            self.run(library, program, image(8, *size))
+        with Engine(library, write(program), 20, 40) as engine:
+            layers = {layer["name"]: layer for layer in engine.description["layers"]}
+        for name in ("MaxPool_1", "MaxPool_2"):
+            assert layers[name]["kernel"].startswith("MaxPool_quantised__") and layers[name]["output_bytes"] == 0
+        assert layers["QuantConv2d_0"]["output_bytes"] == 0
+
+    def test_a_maximum_pool_of_what_may_be_a_nan(self, library, rng):
+        b = Builder(3)
+        x = b.quant(rng, 0, 4, **SAME)
+        b.nodes[-1].constants["bias"][1] = np.nan
+        pool = b.add("MaxPool", x, 4, kernel_h=2, kernel_w=2, stride_h=2, stride_w=2)
+        program = b.finish(b.quant(rng, pool, 2, **SAME))
+        with Engine(library, write(program), 12, 40) as engine:
+            assert not engine.kernels[1].startswith("MaxPool_quantised")
+
     def test_signs_and_two_quantisers_of_one_tensor(self, library, rng):
         b = Builder(5)
         x = b.quant(rng, 0, 12, bits=(3, 4), **SAME)

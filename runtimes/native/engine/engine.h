@@ -137,6 +137,7 @@ struct irstd_node {
     size_t constant_bytes[IRSTD_NODE_CONSTANTS];
     irstd_bconv *bconv;
     irstd_qconv *qconv;
+    const irstd_map *pooled; /* of a maximum pool: the quantised map that it reads, and makes one of */
     irstd_fixed_conv *fixed_conv;
     /* A float or quantised convolution: the inputs but the addend are its image, one tensor's channels behind the
      * other's; the addend, the last input, is added before the activation. */
@@ -212,7 +213,7 @@ static inline int64_t irstd_rows_at_once(const irstd_node *n) { return n->form ?
 
 /* Whether a node reads a map of that input, and not its values; which one. */
 static inline int irstd_reads_map(const irstd_node *n, int input) {
-    return (n->qconv && input < irstd_sources(n)) || (n->bconv && !input);
+    return (n->qconv && input < irstd_sources(n)) || n->pooled || (n->bconv && !input);
 }
 const irstd_map *irstd_map_read(const irstd_node *n, int input);
 

@@ -489,8 +489,6 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     }
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
-        for (int j = 0; j < n->input_count; j++)
-            if (!irstd_reads_map(n, j)) n->inputs[j]->stored = 1;
         if (n->qconv) {
             irstd_status status = irstd_quant_prepare(s, n, error);
             if (status) return status;
@@ -502,6 +500,12 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
             irstd_status status = n->op == IRSTD_OP_CONV2D ? fold_fixed_conv(s, n, error) : IRSTD_OK;
             if (status) return status;
         }
+    }
+    for (int k = s->node_count; k-- > 0;) { /* readers first */
+        irstd_node *n = &s->nodes[k];
+        irstd_quant_find_pool(s, n);
+        for (int j = 0; j < n->input_count; j++)
+            if (!irstd_reads_map(n, j)) n->inputs[j]->stored = 1;
     }
     irstd_status folded = irstd_fold(s, error);
     if (folded) return folded;
@@ -516,7 +520,7 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
         irstd_status status = n->bconv ? prepare_bconv(s, n, error) : is_conv(n) ? prepare_conv(s, n, error) : IRSTD_OK;
         if (status) return status;
         /* What reads its map takes it from its values. */
-        if (!(n->qconv ? irstd_quant_emits(n) : irstd_emits_map(n))) n->output->stored = 1;
+        if (!irstd_quant_emits(n) && !irstd_emits_map(n)) n->output->stored = 1;
     }
     return IRSTD_OK;
 }

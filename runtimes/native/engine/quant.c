@@ -75,7 +75,9 @@ irstd_status irstd_quant_load(struct irstd_session *s, irstd_node *n, irstd_erro
 
 /* ---- maps ---- */
 
-const irstd_map *irstd_map_read(const irstd_node *n, int input) { return n->qconv ? n->qconv->sources[input] : n->bconv->source; }
+const irstd_map *irstd_map_read(const irstd_node *n, int input) {
+    return n->qconv ? n->qconv->sources[input] : n->pooled ? n->pooled : n->bconv->source;
+}
 
 static int words_of(int channels, int bits) { return (channels * bits + 31) / 32; }
 
@@ -110,34 +112,39 @@ static int same_values(const irstd_quantizer *a, const irstd_quantizer *b) {
            a->bits == b->bits && a->flip == b->flip;
 }
 
-/* A map of input k that suits the node: one that is there already, or a new one. */
-static irstd_status request_map(irstd_node *n, int k, irstd_error *error) {
-    irstd_qconv *c = n->qconv;
-    irstd_tensor *x = n->inputs[k];
-    const int64_t reach = (int64_t)c->a.dilation_w * (c->a.kernel_w - 1), left = c->a.pad_left;
-    const int64_t rest = irstd_max(irstd_max(x->width + c->a.pad_right, x->width), QUANT_COLUMNS + reach);
+/* A map of a tensor with `left` columns of padding and `rest` from column 0 on: one that is there already, or a new one;
+ * NULL where it has too many. */
+static irstd_map *map_of(irstd_tensor *x, const irstd_quantizer *q, int64_t left, int64_t rest) {
     for (int m = 0; m < x->map_count; m++) {
         irstd_map *map = &x->maps[m];
-        if (!map->quantizer || !same_values(map->quantizer, &c->quantizer)) continue;
+        if (!map->quantizer || !same_values(map->quantizer, q)) continue;
         const int64_t larger = irstd_max(map->stride - map->left, rest); /* larger margins suit the others as well */
         map->left = irstd_max(map->left, left);
         map->stride = map->left + larger;
-        c->sources[k] = map;
-        return IRSTD_OK;
+        return map;
     }
-    if (x->map_count == MAX_MAPS)
-        return irstd_fail(error, IRSTD_UNSUPPORTED, "%s: its input %s is quantised in more than %d different ways",
-                          n->name, x->name, MAX_MAPS);
+    if (x->map_count == MAX_MAPS) return NULL;
     irstd_map *map = &x->maps[x->map_count++];
-    map->quantizer = &c->quantizer;
-    map->planes = words_of(x->channels, c->quantizer.bits);
+    map->quantizer = q;
+    map->planes = words_of(x->channels, q->bits);
     map->left = left;
     map->stride = left + rest;
-    c->sources[k] = map;
-    return IRSTD_OK;
+    return map;
+}
+
+static irstd_status request_map(irstd_node *n, int k, irstd_error *error) {
+    irstd_qconv *c = n->qconv;
+    irstd_tensor *x = n->inputs[k];
+    const int64_t reach = (int64_t)c->a.dilation_w * (c->a.kernel_w - 1);
+    const int64_t rest = irstd_max(irstd_max(x->width + c->a.pad_right, x->width), QUANT_COLUMNS + reach);
+    c->sources[k] = map_of(x, &c->quantizer, c->a.pad_left, rest);
+    if (c->sources[k]) return IRSTD_OK;
+    return irstd_fail(error, IRSTD_UNSUPPORTED, "%s: its input %s is quantised in more than %d different ways", n->name,
+                      x->name, MAX_MAPS);
 }
 
 int irstd_quant_emits(const irstd_node *n) {
+    if (!n->qconv) return n->pooled != NULL;
     for (int m = 0; m < n->output->map_count; m++)
         if (!n->output->maps[m].quantizer) return 0;
     return 1;
@@ -416,4 +423,64 @@ void irstd_quant_write(const irstd_tensor *t, const irstd_map *map, int64_t row)
         }
     }
     repair(map, words, t->width);
+}
+
+/* ---- pools of maps ---- */
+
+/* Whether no input makes a NaN of it, which the largest of values is but the largest of quantised values is not. */
+static int is_never_nan(const irstd_node *n) {
+    const float *scale = n->constants[IRSTD_QUANT_CONV2D_SCALE], *bias = n->constants[IRSTD_QUANT_CONV2D_BIAS];
+    for (int o = 0; o < n->output->channels; o++)
+        if (!isfinite(scale[o]) || !isfinite(bias[o])) return 0;
+    return 1;
+}
+
+void irstd_quant_find_pool(const struct irstd_session *s, irstd_node *n) {
+    irstd_tensor *x = n->inputs[0];
+    const irstd_tensor *y = n->output;
+    if (n->op != IRSTD_OP_MAX_POOL || y->stored || y->map_count != 1 || !y->maps[0].quantizer) return;
+    for (int k = 0; k < s->node_count; k++)
+        if (s->nodes[k].output == x && s->nodes[k].qconv && is_never_nan(&s->nodes[k]))
+            n->pooled = map_of(x, y->maps[0].quantizer, 0, irstd_max(x->width, QUANT_COLUMNS));
+    if (n->pooled) snprintf(n->kernel, sizeof n->kernel, "MaxPool_quantised__%s", s->kernels->isa);
+}
+
+typedef uint8_t bytes __attribute__((vector_size(16)));
+
+/* The larger ones of fields of `bits` bits. */
+static bytes larger_fields(bytes a, bytes b, int bits) {
+    bytes result = {0};
+    for (int part = 0; part < 8; part += bits) {
+        const bytes mask = (bytes){0} + (uint8_t)(((1 << bits) - 1) << part), x = a & mask, y = b & mask;
+        const bytes greater = (bytes)(x > y);
+        result |= (x & greater) | (y & ~greater);
+    }
+    return result;
+}
+
+void irstd_quant_pool_row(const irstd_node *n, int64_t row) {
+    const irstd_map *from = n->pooled, *to = &n->output->maps[0];
+    const int32_t *i = n->i;
+    const int64_t width = n->output->width, top = row * i[IRSTD_AVERAGE_POOL_STRIDE_H], step = i[IRSTD_AVERAGE_POOL_STRIDE_W];
+    const bytes flip = (bytes){0} + (uint8_t)to->quantizer->flip; /* to unsigned */
+    uint32_t *words = (uint32_t *)(void *)irstd_row(&to->ring, row) + to->left;
+    for (int p = 0; p < to->planes; p++)
+        for (int64_t column = 0; column < width; column += 4) {
+            const size_t count = (size_t)irstd_min(4, width - column);
+            bytes most = {0};
+            for (int r = 0; r < i[IRSTD_AVERAGE_POOL_KERNEL_H]; r++) {
+                const uint32_t *line = (const uint32_t *)(void *)irstd_row(&from->ring, top + r) + from->left +
+                                       p * from->stride + column * step;
+                for (int c = 0; c < i[IRSTD_AVERAGE_POOL_KERNEL_W]; c++) {
+                    uint32_t four[4] = {0};
+                    bytes x;
+                    for (size_t k = 0; k < count; k++) four[k] = line[c + (int64_t)k * step];
+                    memcpy(&x, four, sizeof x);
+                    most = larger_fields(most, x ^ flip, to->quantizer->bits);
+                }
+            }
+            most ^= flip;
+            memcpy(words + p * to->stride + column, &most, count * sizeof *words);
+        }
+    repair(to, words, width);
 }

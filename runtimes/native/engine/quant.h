@@ -87,7 +87,10 @@ extern const int irstd_quant_variant_count;
 
 irstd_status irstd_quant_load(struct irstd_session *s, irstd_node *n, irstd_error *error);
 irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_error *error);
-/* Whether a quantised convolution writes the maps of its output itself. */
+/* A maximum pool behind a quantised convolution that one quantiser alone reads is done on its map. */
+void irstd_quant_find_pool(const struct irstd_session *s, irstd_node *n);
+void irstd_quant_pool_row(const irstd_node *n, int64_t row);
+/* Whether a quantised convolution, or such a pool, writes the maps of its output itself. */
 int irstd_quant_emits(const irstd_node *n);
 uint64_t irstd_quant_scratch(const irstd_node *n);
 void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch);

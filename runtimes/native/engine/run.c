@@ -265,13 +265,15 @@ static void run_rows(struct irstd_session *s, const irstd_node *n, int64_t first
         }
         if (n->qconv)
             irstd_quant_row(n, row, scratch);
+        else if (n->pooled)
+            irstd_quant_pool_row(n, row);
         else if (n->form)
             n->form->run(n, row, scratch);
         else
             s->kernels->rows->run(n, row, scratch);
         for (int64_t made = row; made < irstd_min(row + unit, last); made++) {
             if (n->output->stored) clear_margin(n->output, made);
-            if (!(n->qconv && irstd_quant_emits(n))) write_signs(s, n->output, made);
+            if (!irstd_quant_emits(n)) write_signs(s, n->output, made);
         }
     }
 }

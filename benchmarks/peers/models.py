@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from irstd_edge.models.biisnet import biisnet_float as make_biisnet_float
-from irstd_edge.models.mdpnet import mdpnet as make_mdpnet
 from irstd_edge.nn.binary import DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FloatUnit, grid_of
 from irstd_edge.nn.convert import assign, convert, trace
@@ -154,25 +153,20 @@ def binary_unet() -> nn.Module:
     return _seeded(lambda: _settled(BinaryResidualUNet()))
 
 
-def resunet() -> nn.Module:
-    """ResUNet with the weights of the zoo."""
+def _trained(name: str) -> nn.Module:
     from irstd_edge.checkpoints import load_network  # needs more than the engines' environments have
 
-    return load_network("resunet").network
+    return load_network(name).network
 
 
-@torch.no_grad()
+def resunet() -> nn.Module:
+    """ResUNet with the weights of the zoo."""
+    return _trained("resunet")
+
+
 def mdpnet() -> nn.Module:
-    """MDPNet, its BN statistics those of a frame-like input."""
-    def make() -> nn.Module:
-        network = make_mdpnet().train()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
-        network(_frame_like())
-        return network.eval()
-
-    return _seeded(make)
+    """MDPNet with the weights of the zoo."""
+    return _trained("mdpnet")
 
 
 def __getattr__(name: str):

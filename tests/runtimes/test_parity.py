@@ -122,8 +122,9 @@ def test_every_runtime_has_a_tolerance_with_a_reason():
 
 @pytest.mark.parametrize(("requested", "realised", "max_abs", "flipped"), [
     ("W1A1", "W1A1", 1e-4, 0.01), ("W1A1", "float32", 1e-4, 0.01), ("float32", "float32", 1e-4, 1.0),
-    ("float16", "float16", 1e-2, 1.0), ("float16", "float32", 1e-4, 1.0)])
-def test_flips_bind_compressed_networks_and_halves_have_a_wider_limit(bundle, requested, realised, max_abs, flipped):
+    ("float16", "float16", 1e-2, 1.0), ("float16", "float32", 1e-4, 1.0), ("W4A4", "W4A4", 1e-2, 0.01),
+    ("W8A8", "int8", 1e-2, 0.01)])
+def test_flips_bind_compressed_networks_and_roundings_have_a_wider_limit(bundle, requested, realised, max_abs, flipped):
     found = parity.tolerance(bundle(requested, realised), "onnx")
     assert (found.max_abs, found.flipped_images) == (max_abs, flipped) and found.reason
     of_torch = parity.tolerance(bundle(requested, realised), "torch")

@@ -15,14 +15,15 @@ from . import models, ours
 from .emulate import BUILD, HERE, MissingError
 from .peers import count_peer
 
-WORKS, ENGINES = tuple(dict.fromkeys((*ours.WORKS, *models.WORKS))), (ours.ENGINE, *models.PEERS)
+WORKS = tuple(dict.fromkeys((*(work for found in ours.WORKS.values() for work in found), *models.WORKS)))
+ENGINES = (*ours.WORKS, *models.PEERS)
 CORES = tuple(name for name in rows.MACHINES if name != "host")
 
 
 def count(work: str, engine: str, core: str) -> dict:
-    if engine == ours.ENGINE:
-        isa, counted = ours.count_ours(work, core)
-        return {"isa": isa, "precision": ours.precision(work), "instructions": counted.windows[-1]}
+    if engine in ours.WORKS:
+        isa, counted = ours.count_ours(work, core, engine=engine)
+        return {"isa": isa, "precision": ours.precision(work, engine), "instructions": counted.windows[-1]}
     return count_peer(work, engine, core)
 
 
@@ -37,7 +38,7 @@ def main(works, engines, cores, write_budgets):
     found = {}
     for work in works:
         for engine in engines:
-            if work not in (ours.WORKS if engine == ours.ENGINE else models.WORKS):
+            if work not in ours.WORKS.get(engine, models.WORKS):
                 continue
             for core in cores:
                 start = time.monotonic()
@@ -50,7 +51,8 @@ def main(works, engines, cores, write_budgets):
                 print(f"{work:21} {engine:12} {core:10} {text}  ({time.monotonic() - start:.0f} s)", flush=True)
     if write_budgets:
         path = HERE / "budgets.json"
-        budgets = {work: cores for work, cores in json.loads(path.read_text()).items() if work in ours.WORKS}
+        held = ours.WORKS[ours.ENGINE]
+        budgets = {work: cores for work, cores in json.loads(path.read_text()).items() if work in held}
         for (work, engine, core), row in sorted(found.items()):
             if engine == ours.ENGINE:
                 budgets.setdefault(work, {})[core] = {"isa": row["isa"], "instructions": row["instructions"]}

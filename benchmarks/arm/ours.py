@@ -14,17 +14,19 @@ from .emulate import BUILD, CORES, NATIVE, Count, compile_program, cross_build, 
 from .kernels import LAYERS, program
 
 ENGINE = "irstd-native"
-WORKS = ("biisnet", "unet", *(name for name, work in works.WORKS.items() if work.is_layer), *LAYERS)
+#: What each of ours runs.
+WORKS = {e.name: e.works for e in ENGINES.values() if e.ours and e.adapter == "native"}
+WORKS[ENGINE] += tuple(LAYERS)
 
 
-def precision(work: str) -> str:
-    return LAYERS[work].precision if work in LAYERS else "binary"
+def precision(work: str, engine: str = ENGINE) -> str:
+    return LAYERS[work].precision if work in LAYERS else ENGINES[engine].precision
 
 
 @cache
-def model(work: str) -> Path:
+def model(work: str, engine: str = ENGINE) -> Path:
     """The work's model.irstd, exported by the sources as they are now."""
-    folder = BUILD / "models" / work.replace(" ", "-").replace("/", "-by-") / ENGINE
+    folder = BUILD / "models" / work.replace(" ", "-").replace("/", "-by-") / engine
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if work in LAYERS or works.WORKS[work].is_layer:
@@ -32,7 +34,7 @@ def model(work: str) -> Path:
         data = program(LAYERS[work]) if work in LAYERS else native_layer.layer_program(works.WORKS[work].shape[0])
         (folder / "model.irstd").write_bytes(data)
     else:
-        works.export(ENGINES[ENGINE].forms.get(work, work), "native", folder)
+        works.export(ENGINES[engine].forms.get(work, work), "native", folder, size=works.WORKS[work].shape[1])
     return folder / "model.irstd"
 
 
@@ -44,11 +46,11 @@ def runner(preset: str) -> Path:
                            NATIVE / "tools" / "irstd_bench.c", "-static", core, "-lm", "-lpthread")
 
 
-def count_ours(work: str, core: str, isa: str | None = None, **counting) -> tuple[str, Count]:
+def count_ours(work: str, core: str, isa: str | None = None, engine: str = ENGINE, **counting) -> tuple[str, Count]:
     """The instruction set that was taken, best or ``isa``, and the count."""
     size = LAYERS[work].size if work in LAYERS else works.WORKS[work].shape[1]
     layer = ["--layer", native_layer.TIMED] if work in LAYERS or works.WORKS[work].is_layer else []
-    command = [runner(CORES[core].preset), model(work), "--height", size, "--width", size, "--warmup", 1,
+    command = [runner(CORES[core].preset), model(work, engine), "--height", size, "--width", size, "--warmup", 1,
                "--runs", 1, "--markers", *layer]
     count = emulate(core, command, env={"IRSTD_ISA": isa} if isa else {}, **counting)
     told = json.loads(count.output)

@@ -1,6 +1,6 @@
 /* Opens and runs the programs of a stream in exactly sized buffers, for the sanitizers and for emulated cores. Standard
- * input: records of u32 height, width, threads, bytes and then the file. Output: a line for each, its status and message,
- * or kernels. The results, float32 behind each other, are written to a file that an argument names. */
+ * input: records of u32 height, width, threads, bytes and then the file. Output: a line for each, its status and message.
+ * An argument names a file to write the results to, float32 behind each other; lines then tell the kernels too. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,7 +71,7 @@ int main(int count, char **arguments) {
             free_buffers(outputs);
         }
         printf("%d ", (int)status);
-        for (const char *at = status ? NULL : text, *key = "\"kernel\": \""; at && (at = strstr(at, key));) {
+        for (const char *at = status || !results ? NULL : text, *key = "\"kernel\": \""; at && (at = strstr(at, key));) {
             at += strlen(key);
             printf("%.*s ", (int)strcspn(at, "\""), at);
         }

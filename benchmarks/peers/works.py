@@ -81,7 +81,7 @@ def prepare(work: Work, folder: Path, frames: Path) -> None:
     output of ``check``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    x = _activations(work.shape) if work.is_layer else _frames(frames, work.shape[1:])
+    x = _activations(work.shape) if work.is_layer else read_frames(frames, work.shape[1:])
     calibration, check = x[:CALIBRATION], x[CALIBRATION:]
     inputs = {"calibration": calibration, "check": check}
     import torch
@@ -145,7 +145,7 @@ def _write_models(model, example, folder: Path) -> None:
     np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
 
 
-def _frames(folder: Path, size: tuple[int, int]) -> np.ndarray:
+def read_frames(folder: Path, size: tuple[int, int]) -> np.ndarray:
     """float32 ``[12, 1, H, W]``: infrared frames, normalised, cropped to the middle or tiled up to the size."""
     found = []
     for path in sorted(folder.glob("*.png"))[: CALIBRATION + CHECKS]:

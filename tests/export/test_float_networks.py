@@ -62,7 +62,7 @@ def test_equal_on_every_target(name, tmp_path):
             check(run(kind, model, x), want, 2e-5)
             check(run(kind, halves, x), want, 1e-2)
     if name in NATIVE_LACKS:
-        with pytest.raises(UnsupportedError, match=f"{NATIVE_LACKS[name]}.*native engine cannot run it"):
+        with pytest.raises(UnsupportedError, match=f"{NATIVE_LACKS[name]}.*leave native out of --to"):
             to_native(model, size)
     else:
         found = program.read(to_native(model, size, other).data)

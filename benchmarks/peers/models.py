@@ -17,6 +17,7 @@ from irstd_edge.nn.binary import DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FloatUnit, grid_of
 from irstd_edge.nn.convert import assign, convert, trace
 from irstd_edge.nn.quant import QuantConv2d
+from irstd_edge.opspec import integer_range
 
 _SEED = 20261121
 #: Deviation and mean of the logits over a real frame.
@@ -117,12 +118,16 @@ def _settled(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) -> nn.Module:
-    """A float network in evaluation with all convolutions quantised, steps from one image ``[1, 1, H, W]``."""
+    """A float network in evaluation with all convolutions quantised; one image ``[1, 1, H, W]`` spans the steps."""
     seen = trace(network, tuple(image.shape[2:]))
     layers = [n for n, m in network.named_modules() if type(m) is nn.Conv2d]
     signed = {n: network.get_submodule(n).in_channels == 1 for n in layers}
     made = convert(network, assign(dict.fromkeys(layers, bits), signed, seen.folded)).eval()
-    hooks = [m.register_forward_pre_hook(lambda m, inputs: m.calibrate(inputs[0]))
+
+    def span(m: QuantConv2d, inputs: tuple[torch.Tensor]) -> None:
+        m.activation_step.copy_(inputs[0].abs().max() / integer_range(m.activation_bits, m.activation_signed)[1])
+
+    hooks = [m.register_forward_pre_hook(span)
              for m in made.modules() if isinstance(m, QuantConv2d)]
     made(image)
     for hook in hooks:

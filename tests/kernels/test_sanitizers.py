@@ -3,11 +3,13 @@ UndefinedBehaviorSanitizer."""
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 
 import numpy as np
 import pytest
 from engine_cases import binary_networks, float_networks, graphs, quant_networks
+from engine_library import chosen
 from hypothesis import HealthCheck, Phase, given, settings
 from kernel_build import build, simde_options
 from program_files import FILE, SIZE, changed_words, open_all, patched
@@ -17,6 +19,8 @@ from irstd_edge.program import write
 pytestmark = pytest.mark.slow
 #: Instruction sets of the native build, and of the emulated one.
 ISAS = {"native": ["ref", "avx2", "avx512"], "emulated": ["avx512", "neon"]}
+#: Quantised convolutions that another one is cheaper than.
+VARIANTS = [None, "qconv2d_maddwd", "qconv2d_smlal", "qconv2d_sdot"]
 
 
 @pytest.fixture(scope="module", params=ISAS)
@@ -49,9 +53,10 @@ def test_networks(sanitized, strategy):
         programs.setdefault(case[1][0].shape[1:], []).append(write(case[0]))
 
     collect()
-    for isa in sanitized[1]:
+    for isa, variant in itertools.product(sanitized[1], VARIANTS if strategy is quant_networks else [None]):
         for i, (size, files) in enumerate(programs.items()):
-            results = open_all(sanitized[0] / "open_programs", files, size, 1 + 2 * (i % 2), isa)
+            with chosen(quant=variant):
+                results = open_all(sanitized[0] / "open_programs", files, size, 1 + 2 * (i % 2), isa)
             assert all(status == 0 for status, _ in results), results
 
 

@@ -213,6 +213,8 @@ class Bundle:
         from irstd_edge.opspec import BIT_ORDER_LSB_PLUS_ONE, OPSET_VERSION
 
         file = Path(path) / MANIFEST
+        if Path(path).is_file():
+            raise BundleError(f"{path}: a file of a bundle; give its folder, {Path(path).parent}")
         try:
             raw = json.loads(file.read_text())
         except FileNotFoundError as e:

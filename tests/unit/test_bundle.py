@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -321,3 +322,9 @@ def test_test_vectors_that_are_none_are_named(bundle):
 def test_manifest_is_plain_data(bundle):
     _, manifest = bundle
     assert json.loads(json.dumps(asdict(replace(manifest, created="2025")))) ["created"] == "2025"
+
+
+def test_a_file_of_a_bundle_is_no_bundle(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError, match=f"give its folder, {re.escape(str(tmp_path))}"):
+        Bundle.open(tmp_path / "model.onnx")

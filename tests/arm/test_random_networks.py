@@ -52,12 +52,23 @@ def on_grids() -> tuple:
     return b.finish(x, y), [np.zeros((2, 12, 45))], [0.0, 0.0]
 
 
+def pooled() -> tuple:
+    """A maximum pool of packed values, and a residual."""
+    rng, b = np.random.default_rng(8), Builder(8)
+    x = b.quant(rng, 0, 12, **SAME)
+    pool = b.add("MaxPool", x, 12, kernel_h=2, kernel_w=2, stride_h=2, stride_w=2)
+    y = b.quant(rng, pool, 9, **SAME)
+    total = b.add("Add", (y, b.quant(rng, pool, 9, (1, 1))), 9, activation=1)
+    return b.finish(b.quant(rng, total, 5, **SAME)), [rng.normal(0, 2, (8, 12, 46)).astype(np.float32)]
+
+
 @pytest.fixture(scope="module", params=["float", "graphs", "quantised"])
 def networks(request) -> tuple[str, list[tuple[Program, tuple[int, int], list[np.ndarray], list[float]]]]:
     """Programs, sizes of their images, what PyTorch makes of them, and what each output may be off."""
     found = []
     cases = drawn({"float": float_networks, "graphs": graphs, "quantised": quant_networks}[request.param])
-    for case in [*cases, *([on_grids()] if request.param == "graphs" else [])]:
+    more = {"graphs": [on_grids], "quantised": [pooled]}.get(request.param, [])
+    for case in [*cases, *(make() for make in more)]:
         size = case[1][0].shape[1:]
         truth = run_program(case[0], *given_images(case[0], size))
         found.append((case[0], size, truth, tolerances(request.param, case)))

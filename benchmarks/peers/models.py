@@ -121,7 +121,12 @@ def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) ->
     """A float network in evaluation with all convolutions quantised; one image ``[1, 1, H, W]`` spans the steps."""
     seen = trace(network, tuple(image.shape[2:]))
     layers = [n for n, m in network.named_modules() if type(m) is nn.Conv2d]
-    signed = {n: network.get_submodule(n).in_channels == 1 for n in layers}
+    signed: dict[str, bool] = {}
+    looks = [network.get_submodule(n).register_forward_pre_hook(
+        lambda m, inputs, n=n: signed.update({n: bool(inputs[0].min() < 0)})) for n in layers]
+    network(image)
+    for look in looks:
+        look.remove()
     made = convert(network, assign(dict.fromkeys(layers, bits), signed, seen.folded)).eval()
 
     def span(m: QuantConv2d, inputs: tuple[torch.Tensor]) -> None:

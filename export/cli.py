@@ -180,7 +180,7 @@ def inspect(path, input_size, map_file, pair, image, seed, json_file):
         from irstd_edge.export.arena import draw_arena
 
         draw_arena(found[0], map_file)
-        click.echo(f"{map_file}: the memory of {found[0].file}", err=True)
+        click.echo(f"{map_file}: the memory of {found[0].file}")
     if json_file is not None:
         result = [i.as_dict() for i in found]
         json_file.write({"artefacts": result} if path.is_dir() else result[0])

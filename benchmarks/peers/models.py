@@ -98,7 +98,7 @@ class BinaryResidualUNet(nn.Module):
 @torch.no_grad()
 def _settled(network: nn.Module) -> nn.Module:
     """In evaluation, its BN statistics and its head fitted to a frame-like input."""
-    x = _frame_like()
+    x = F.avg_pool2d(torch.randn(1, 1, 260, 260), 5, stride=1)[..., :256, :256] * 5
     for module in network.modules():
         if isinstance(module, FloatUnit | DotBinaryConv2d):
             module.norm.momentum = None
@@ -138,10 +138,6 @@ def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) ->
     for hook in hooks:
         hook.remove()
     return made
-
-
-def _frame_like() -> torch.Tensor:
-    return F.avg_pool2d(torch.randn(1, 1, 260, 260), 5, stride=1)[..., :256, :256] * 5
 
 
 def _frame() -> torch.Tensor:

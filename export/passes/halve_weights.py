@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from irstd_edge.export.passes.graph import (
     LAYER,
@@ -75,18 +74,6 @@ def store(model: ir.Model) -> None:
     for value in widened:
         if not value.uses():
             del graph.initializers[value.name]
-
-
-def widen(model: ir.Model) -> None:
-    """What :func:`store` did to a file, undone in place: float32 constants, and nodes that are marked."""
-    for node in model.graph:
-        for index, value in enumerate(node.inputs):
-            cast = None if value is None else value.producer()
-            halves = constant(cast.inputs[0]) if cast is not None and cast.op_type == "Cast" else None
-            if halves is not None and halves.dtype == np.float16:
-                node.metadata_props[STORED] = HALF
-                node.replace_input_with(index, initializer(model.graph, value.name, halves.astype(np.float32)))
-    common_passes.RemoveUnusedNodesPass()(model)
 
 
 def misfit(weight: np.ndarray) -> str:

@@ -56,7 +56,7 @@ struct irstd_qconv {
 /* What a row is written to: the values, and maps of them. */
 typedef struct {
     float *y; /* NULL: nobody reads the values */
-    const float *addend; /* NULL: none; likewise */
+    const float *addend; /* what is added before the clamp; NULL: nothing */
     int64_t y_stride, addend_stride;
     int maps;
     struct {

@@ -49,6 +49,9 @@ enum { LANES = 4, ACCUMULATORS = 8 };
 #else
 enum { LANES = 4, ACCUMULATORS = 4 };
 #endif
+#if (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+#define QUANT_ARMV8
+#endif
 #if defined(QUANT_SDOT)
 enum { SHARED = 4 };
 #else
@@ -81,7 +84,7 @@ QUANT_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m51
 QUANT_INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 #define larger_number larger
-#elif (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+#elif defined(QUANT_ARMV8)
 QUANT_INLINE vf larger(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 QUANT_INLINE vf smaller(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 QUANT_INLINE vf larger_number(vf a, vf b) { return (vf)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
@@ -270,7 +273,7 @@ QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4]) {
     UNROLL
     for (int i = 0; i < 4; i++)
         byte[i] = (vu)(smaller(larger_number(x[i] * q->inverse_step, all(q->low)), all(q->high)) + 12582912.0f);
-#if (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+#if defined(QUANT_ARMV8)
     uint32x4_t word = (uint32x4_t)byte[0];
     word = vsliq_n_u32(word, (uint32x4_t)byte[1], 8);
     word = vsliq_n_u32(word, (uint32x4_t)byte[2], 16);
@@ -294,7 +297,7 @@ QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, u
     memcpy(words, &word, sizeof word);
 }
 
-/* Whether the clamp of values can be told from that of the quantisers behind it. */
+/* Whether values must be clamped: where they are quantised alone, the quantisers' own bounds may do it. */
 static int clamps(const irstd_qconv *c, const irstd_quant_output *out) {
     const float low = c->a.clamp_min, high = c->a.clamp_max;
     int found = 0;
@@ -357,7 +360,7 @@ QUANT_INLINE void finish(const irstd_qconv *c, const sums *s, int channel, int64
 QUANT_INLINE vu field_of(vu x, const int part, const int bits) {
     const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
     if (bits == 8) return x;
-#if (defined(QUANT_SMLAL) || defined(QUANT_SDOT)) && defined(__aarch64__)
+#if defined(QUANT_ARMV8)
     if (part) x = (vu)vshrq_n_u8((uint8x16_t)x, part ? part * bits : 1);
     return (part + 1) * bits < 8 ? x & mask : x;
 #else

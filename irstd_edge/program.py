@@ -1,6 +1,6 @@
 """The program: a whole network as one file, ``model.irstd``, that the native engine runs.
 
-This file is the single source of the format, version 1: the operator table :data:`OPERATORS` (numbers and slots), the
+This file is the single source of the format, version 2: the operator table :data:`OPERATORS` (numbers and slots), the
 record layouts, their C view ``irstd_program.h`` and the table in ``docs/native.md`` are all derived from it.
 :func:`write` and :func:`read` hold programs to the same rules: what one writes, the other accepts, and nothing else.
 """
@@ -35,12 +35,12 @@ from irstd_edge.opspec import (
 )
 
 MAGIC = b"\x89IRSTD\r\n"
-VERSION = 1
+VERSION = 2
 #: Constants start at multiples of this in the file.
 ALIGNMENT = 64
 #: Far beyond any network; what planning costs grows with the square of them.
 MAX_TENSORS = MAX_NODES = 1 << 12
-NODE_INPUTS, NODE_INTEGERS, NODE_FLOATS, NODE_CONSTANTS = 8, 24, 4, 6
+NODE_INPUTS, NODE_CONSTANTS = 8, 6
 
 #: Record -> its fields as (name, struct format), little endian.
 HEADER_FIELDS = (
@@ -48,10 +48,9 @@ HEADER_FIELDS = (
     ("node_count", "I"), ("input_count", "I"), ("output_count", "I"), ("outputs_offset", "I"),
     ("tensors_offset", "I"), ("nodes_offset", "I"), ("strings_offset", "I"), ("strings_bytes", "I"),
 )
-TENSOR_FIELDS = (("name", "I"), ("type", "I"), ("fraction_bits", "i"), ("channels", "I"), ("size_multiplier", "I"),
-                 ("size_divisor", "I"), ("reserved", "2I"))
-NODE_FIELDS = (("op", "I"), ("name", "I"), ("input_count", "I"), ("output", "I"), ("inputs", f"{NODE_INPUTS}I"),
-               ("i", f"{NODE_INTEGERS}i"), ("f", f"{NODE_FLOATS}f"), ("constant", f"{2 * NODE_CONSTANTS}I"))
+TENSOR_FIELDS = (("name", "I"), ("fraction_bits", "i"), ("channels", "I"))
+#: What follows: inputs, then the slots that the operator has: i[], f[], and the offset and bytes of constant[].
+NODE_FIELDS = (("op", "I"), ("name", "I"), ("input_count", "I"), ("output", "I"))
 
 
 def _record(fields) -> struct.Struct:
@@ -483,13 +482,12 @@ def _aligned(size: int) -> int:
 def write(program: Program) -> bytes:
     """The file; equal constants are stored once. Deterministic. Raises :class:`ProgramError` above 4 GiB."""
     strings = _Strings()
-    tensors = b"".join(TENSOR.pack(strings.place(t.name), t.type, t.fraction_bits, t.channels, 1, 1, 0, 0)
-                       for t in program.tensors)
+    tensors = b"".join(TENSOR.pack(strings.place(t.name), t.fraction_bits, t.channels) for t in program.tensors)
     names = [strings.place(node.name) for node in program.nodes]
     outputs = struct.pack(f"<{len(program.outputs)}I", *program.outputs)
     tensors_offset = HEADER.size
     nodes_offset = tensors_offset + len(tensors)
-    outputs_offset = nodes_offset + NODE.size * len(program.nodes)
+    outputs_offset = nodes_offset + sum(NODE.size + _slots(n.type, len(n.inputs)).size for n in program.nodes)
     strings_offset = outputs_offset + len(outputs)
     places: dict[bytes, int] = {}
     constants = bytearray()
@@ -509,11 +507,9 @@ def write(program: Program) -> bytes:
                 constants += data
                 _require(start + len(constants) < 1 << 32, f"node {node.name!r}: its constants end beyond 4 GiB")
             references += [places[data], len(data)]
-        integers = [node.attributes[a.name] for a in node.type.integers]
-        floats = [node.attributes[a.name] for a in node.type.floats]
-        nodes += NODE.pack(node.type.number, name, len(node.inputs), node.output, *_filled(node.inputs, NODE_INPUTS),
-                           *_filled(integers, NODE_INTEGERS), *_filled(floats, NODE_FLOATS),
-                           *_filled(references, 2 * NODE_CONSTANTS))
+        nodes += NODE.pack(node.type.number, name, len(node.inputs), node.output)
+        nodes += _slots(node.type, len(node.inputs)).pack(
+            *node.inputs, *(node.attributes[a.name] for a in node.type.attributes), *references)
     body = tensors + bytes(nodes) + outputs + bytes(strings.data)
     body += bytes(start - HEADER.size - len(body)) + bytes(constants)
     header = HEADER.pack(MAGIC, VERSION, OPSET_VERSION, HEADER.size + len(body), zlib.crc32(body),
@@ -522,8 +518,9 @@ def write(program: Program) -> bytes:
     return header + body
 
 
-def _filled(values, size: int) -> list:
-    return [*values, *[0] * (size - len(values))]
+def _slots(kind: OperatorType, inputs: int) -> struct.Struct:
+    """What follows the fixed part of a node record."""
+    return struct.Struct(f"<{inputs}I{len(kind.integers)}i{len(kind.floats)}f{2 * len(kind.constants)}I")
 
 
 def read(data: bytes) -> Program:
@@ -550,11 +547,13 @@ def read(data: bytes) -> Program:
     reader.check("outputs_offset", at, 4 * count, 4)
     outputs = struct.unpack_from(f"<{count}I", data, at)
     reader.check("tensors_offset", header["tensors_offset"], TENSOR.size * header["tensor_count"], 4)
-    reader.check("nodes_offset", header["nodes_offset"], NODE.size * header["node_count"], 4)
     tensors = tuple(reader.tensor(i, header["tensors_offset"] + TENSOR.size * i)
                     for i in range(header["tensor_count"]))
-    nodes = tuple(reader.node(i, header["nodes_offset"] + NODE.size * i) for i in range(header["node_count"]))
-    return Program(tensors, nodes, header["input_count"], outputs)
+    nodes, at = [], header["nodes_offset"]
+    for i in range(header["node_count"]):
+        node, at = reader.node(i, at)
+        nodes.append(node)
+    return Program(tensors, tuple(nodes), header["input_count"], outputs)
 
 
 class _Reader:
@@ -568,16 +567,8 @@ class _Reader:
             self.strings = data[strings_offset:strings_offset + strings_bytes]
             _require(self.strings[-1:] == b"\0", "strings do not end with NUL")
 
-    @staticmethod
-    def _group(code: str) -> int:
-        return int(code[:-1] or 1) if code[-1] != "s" else 1
-
     def record(self, layout: struct.Struct, fields, offset: int) -> dict:
-        values, result = iter(layout.unpack_from(self.data, offset)), {}
-        for name, code in fields:
-            group = tuple(next(values) for _ in range(self._group(code)))
-            result[name] = group if self._group(code) > 1 else group[0]
-        return result
+        return dict(zip((name for name, _ in fields), layout.unpack_from(self.data, offset), strict=True))
 
     def check(self, name: str, offset: int, size: int, alignment: int) -> None:
         _require(HEADER.size <= offset and offset + size <= len(self.data), f"{name} {offset} with {size} bytes is "
@@ -595,34 +586,26 @@ class _Reader:
     def tensor(self, index: int, offset: int) -> Tensor:
         with _at(f"tensor {index}"):
             raw = self.record(TENSOR, TENSOR_FIELDS, offset)
-            _require(raw["type"] in list(TensorType), f"type is {raw['type']}")
-            _require((raw["fraction_bits"] >= 0) == (raw["type"] == TensorType.INT16), f"fraction_bits is "
-                     f"{raw['fraction_bits']} with type {raw['type']}")
-            _require(raw["size_multiplier"] == raw["size_divisor"] == 1, "size_multiplier and size_divisor must be 1")
-            _require(not any(raw["reserved"]), "reserved is not 0")
             return Tensor(self.text(raw["name"]), raw["channels"], raw["fraction_bits"])
 
-    def node(self, index: int, offset: int) -> Node:
+    def node(self, index: int, offset: int) -> tuple[Node, int]:
+        """And where its record ends."""
         with _at(f"node {index}"):
-            raw = self.record(NODE, NODE_FIELDS, offset)
+            self.check("nodes_offset", offset, NODE.size, 4)
+            raw, offset = self.record(NODE, NODE_FIELDS, offset), offset + NODE.size
             _require(raw["op"] in _BY_NUMBER, f"op is {raw['op']}")
             kind, name = _BY_NUMBER[raw["op"]], self.text(raw["name"])
             _require(raw["input_count"] <= NODE_INPUTS, f"input_count is {raw['input_count']}")
-            used = {"inputs": raw["input_count"], "i": len(kind.integers), "f": len(kind.floats),
-                    "constant": 2 * len(kind.constants)}
-            end = offset + 16
-            for slots, count in used.items():
-                start, end = end + 4 * count, end + 4 * len(raw[slots])
-                # As bytes: where denormals are flushed, a float that is none can count as 0.
-                _require(not any(self.data[start:end]), f"{slots}[] is not 0 where {kind.name} has none")
-            attributes = {a.name: v for a, v in zip(kind.integers, raw["i"], strict=False)}
-            attributes |= {a.name: v for a, v in zip(kind.floats, raw["f"], strict=False)}
+            layout = _slots(kind, raw["input_count"])
+            self.check("nodes_offset", offset, layout.size, 4)
+            values = layout.unpack_from(self.data, offset)
+            inputs, values = values[:raw["input_count"]], values[raw["input_count"]:]
             # Their ranges are checked before they give the sizes of constants.
-            attributes = _checked_attributes(kind, attributes)
-            references = raw["constant"]
+            attributes = _checked_attributes(kind, dict(zip((a.name for a in kind.attributes), values, strict=False)))
+            references = values[len(attributes):]
             constants = {slot.name: array for i, slot in enumerate(kind.constants)
                          if (array := self.constant(slot, attributes, *references[2 * i:2 * i + 2])) is not None}
-            return Node(kind.name, name, raw["inputs"][:raw["input_count"]], raw["output"], attributes, constants)
+            return Node(kind.name, name, inputs, raw["output"], attributes, constants), offset + layout.size
 
     def constant(self, slot: Constant, attributes: Mapping, offset: int, size: int) -> np.ndarray | None:
         if offset == 0 and size == 0:

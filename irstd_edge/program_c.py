@@ -13,15 +13,17 @@ from irstd_edge.opspec import Attribute
 
 HEADER = Path(__file__).resolve().parent.parent / "runtimes" / "native" / "include" / "irstd_program.h"
 
-_LIMITS = ("MAX_TENSORS", "MAX_NODES", "NODE_INPUTS", "NODE_INTEGERS", "NODE_FLOATS", "NODE_CONSTANTS")
+_LIMITS = ("MAX_TENSORS", "MAX_NODES", "NODE_INPUTS", "NODE_CONSTANTS")
 _ENUMS = (program.TensorType, program.FloatActivation, program.ResizeMode)
 _TYPES = {"I": "uint32_t", "i": "int32_t", "Q": "uint64_t", "f": "float", "s": "uint8_t"}
 _RECORDS = (
     ("irstd_file_header", program.HEADER_FIELDS, program.HEADER, "The first bytes of the file."),
     ("irstd_tensor_record", program.TENSOR_FIELDS, program.TENSOR,
-     "One image [channels, H, W]. name: its place in the strings, from strings_offset."),
+     "One image [channels, H, W]: int16 of value q * 2^-fraction_bits, or float32 where that is -1.\n * "
+     "name: its place in the strings, from strings_offset."),
     ("irstd_node_record", program.NODE_FIELDS, program.NODE,
-     "One operation; unused slots are 0, an absent constant has offset and bytes 0. name: as a tensor's."),
+     "One operation; name: as a tensor's. There follow inputs[input_count], and i[], f[] and constant[] of its\n * "
+     "operator; an absent constant has offset and bytes 0."),
 )
 
 
@@ -31,8 +33,6 @@ def macro_name(name: str) -> str:
 
 
 def _member(name: str, code: str) -> str:
-    if name == "constant":
-        return f"    irstd_constant_record constant[{program.NODE_CONSTANTS}];"
     count = code[:-1]
     return f"    {_TYPES[code[-1]]} {name}{f'[{count}]' if count else ''};"
 

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 from engine_cases import SAME, Builder
 
-from irstd_edge.program import HEADER, HEADER_FIELDS, NODE_FIELDS, TENSOR_FIELDS, Program, write
+from irstd_edge.program import (
+    HEADER,
+    HEADER_FIELDS,
+    NODE,
+    NODE_FIELDS,
+    OPERATORS,
+    TENSOR,
+    TENSOR_FIELDS,
+    Program,
+    write,
+)
 
 
 def everything() -> Program:
@@ -67,11 +77,24 @@ def header_place(field: str) -> int:
 
 
 def tensor_place(index: int, field: str) -> int:
-    return _places(TENSOR_FIELDS, word(header_place("tensors_offset")) + 32 * index)[field]
+    return _places(TENSOR_FIELDS, word(header_place("tensors_offset")) + TENSOR.size * index)[field]
 
 
 def node_place(index: int, field: str, slot: int = 0, data: bytes | None = None) -> int:
-    return _places(NODE_FIELDS, word(header_place("nodes_offset"), data) + 208 * index)[field] + 4 * slot
+    """Of a field of the fixed part, or of a word of `inputs`, `i`, `f` or `constant` behind it."""
+    start = word(header_place("nodes_offset"), data)
+    for _ in range(index):
+        start = _node_places(start, data)["end"]
+    return _node_places(start, data)[field] + 4 * slot
+
+
+def _node_places(start: int, data: bytes | None) -> dict[str, int]:
+    places, at = _places(NODE_FIELDS, start), start + NODE.size
+    (kind,) = (k for k in OPERATORS.values() if k.number == word(places["op"], data))
+    for name, words in (("inputs", word(places["input_count"], data)), ("i", len(kind.integers)),
+                        ("f", len(kind.floats)), ("constant", 2 * len(kind.constants))):
+        places[name], at = at, at + 4 * words
+    return places | {"end": at}
 
 
 def word(offset: int, data: bytes | None = None) -> int:

@@ -288,6 +288,7 @@ static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, i
 
 /* The name of an operator of the file, or NULL. */
 const char *irstd_operator_name(int op);
+int irstd_operator_integers(int op); /* of a known one: its slots of i[] */
 
 /* load.c: the file, checked, as tensors and nodes; or one operator. */
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error);

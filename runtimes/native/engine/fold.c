@@ -90,9 +90,10 @@ static irstd_status fold_sum(struct irstd_session *s, irstd_node *sum, irstd_err
             conv->qconv->a.clamp_max = sum->f[IRSTD_ADD_CLAMP_MAX];
         }
     } else {
-        int32_t *i = irstd_own(s, IRSTD_NODE_INTEGERS * sizeof *i);
+        const size_t bytes = (size_t)irstd_operator_integers(conv->op) * sizeof(int32_t);
+        int32_t *i = irstd_own(s, bytes);
         if (!i) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
-        memcpy(i, conv->i, IRSTD_NODE_INTEGERS * sizeof *i);
+        memcpy(i, conv->i, bytes);
         i[IRSTD_CONV2D_ACTIVATION] = sum->i[IRSTD_ADD_ACTIVATION];
         made.i = i;
         made.f = sum->f;

@@ -47,59 +47,40 @@ static const struct {
 #undef ROW
 };
 
-static const struct {
+typedef struct {
     int op;
     const char *name;
     int fewest_inputs, most_inputs, integers, floats, constants;
-} operators[] = {
+} operator_row;
+
+static const operator_row operators[] = {
 #define ROW(NAME, number, text, fewest, most, integers, floats, constants) {number, text, fewest, most, integers, floats, constants},
     IRSTD_PROGRAM_OPERATORS(ROW)
 #undef ROW
 };
 
-const char *irstd_operator_name(int op) {
+/* The row of an operator, or NULL. */
+static const operator_row *row_of(int op) {
     for (size_t k = 0; k < sizeof operators / sizeof *operators; k++)
-        if (operators[k].op == op) return operators[k].name;
+        if (operators[k].op == op) return &operators[k];
     return NULL;
 }
 
-static irstd_status check_slots(const irstd_node *n, irstd_error *error) {
-    size_t k = 0;
-    while (k < sizeof operators / sizeof *operators && operators[k].op != n->op) k++;
-    if (k == sizeof operators / sizeof *operators)
-        return irstd_fail(error, IRSTD_UNSUPPORTED, "%s: operator %d is not known to this version", n->name, n->op);
-    if (n->input_count < operators[k].fewest_inputs || n->input_count > operators[k].most_inputs)
-        FAIL("%s: %d inputs, %d to %d are possible", n->name, n->input_count, operators[k].fewest_inputs,
-             operators[k].most_inputs);
-    for (k = 0; k < sizeof integers / sizeof *integers; k++) {
+const char *irstd_operator_name(int op) {
+    const operator_row *row = row_of(op);
+    return row ? row->name : NULL;
+}
+
+int irstd_operator_integers(int op) { return row_of(op)->integers; }
+
+static irstd_status check_integers(const irstd_node *n, irstd_error *error) {
+    for (size_t k = 0; k < sizeof integers / sizeof *integers; k++) {
+        if (integers[k].op != n->op) continue;
         int32_t value = n->i[integers[k].slot];
-        if (integers[k].op == n->op && (value < integers[k].minimum || value > integers[k].maximum))
+        if (value < integers[k].minimum || value > integers[k].maximum)
             FAIL("%s: %s must be in %d..%d, got %d", n->name, integers[k].name, integers[k].minimum,
                  integers[k].maximum, value);
     }
-    return IRSTD_OK;
-}
-
-/* A slot that its operator has not must be 0: a later version may give it a meaning. */
-static irstd_status check_unused(const irstd_node *n, const irstd_node_record *r, irstd_error *error) {
-    size_t k = 0;
-    while (operators[k].op != n->op) k++;
-    const struct {
-        const char *name;
-        const void *slots;
-        size_t slot_bytes;
-        int used, count;
-    } arrays[] = {
-        {"inputs", r->inputs, sizeof *r->inputs, n->input_count, IRSTD_NODE_INPUTS},
-        {"i", r->i, sizeof *r->i, operators[k].integers, IRSTD_NODE_INTEGERS},
-        {"f", r->f, sizeof *r->f, operators[k].floats, IRSTD_NODE_FLOATS},
-        {"constant", r->constant, sizeof *r->constant, operators[k].constants, IRSTD_NODE_CONSTANTS},
-    };
-    static const char zeros[sizeof *r];
-    for (size_t a = 0; a < sizeof arrays / sizeof *arrays; a++) /* as bytes: denormal floats may count as 0 */
-        for (int j = arrays[a].used; j < arrays[a].count; j++)
-            if (memcmp((const char *)arrays[a].slots + (size_t)j * arrays[a].slot_bytes, zeros, arrays[a].slot_bytes))
-                FAIL("%s: %s[%d] is not 0, and %s has none", n->name, arrays[a].name, j, operators[k].name);
     return IRSTD_OK;
 }
 
@@ -248,8 +229,7 @@ static irstd_status load_conv(struct irstd_session *s, irstd_node *n, irstd_tens
 static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_error *error) {
     irstd_tensor *y = n->output, *x = n->inputs[0];
     const int32_t *i = n->i;
-    irstd_status status = check_slots(n, error);
-    if (status) return status;
+    irstd_status status = IRSTD_OK;
     int64_t height = x->height, width = x->width;
     int channels = x->channels, pointwise = 1;
     switch (n->op) {
@@ -374,6 +354,46 @@ irstd_status irstd_load_bconv2d(struct irstd_session *s, const irstd_bconv2d *op
     return status;
 }
 
+/* The record of node k at an offset, which moves to its end. */
+static irstd_status load_record(struct irstd_session *s, irstd_node *n, int k, uint64_t *offset, const names *text,
+                                irstd_error *error) {
+    irstd_node_record r;
+    if (!inside(s, *offset, sizeof r)) FAIL("node %d: its record lies outside the file", k);
+    memcpy(&r, s->data + *offset, sizeof r);
+    n->name = name_of(text, r.name);
+    if (!n->name) FAIL("node %d: its name lies outside the file", k);
+    const operator_row *row = row_of((int)r.op);
+    if (!row) return irstd_fail(error, IRSTD_UNSUPPORTED, "%s: operator %d is not known to this version", n->name, (int)r.op);
+    n->op = row->op;
+    if (r.input_count < (uint32_t)row->fewest_inputs || r.input_count > (uint32_t)row->most_inputs)
+        FAIL("%s: %u inputs, %d to %d are possible", n->name, r.input_count, row->fewest_inputs, row->most_inputs);
+    n->input_count = (int)r.input_count;
+    const uint64_t begin = *offset + sizeof r, words = r.input_count + (uint64_t)row->integers + (uint64_t)row->floats;
+    *offset = begin + 4 * words + (uint64_t)row->constants * sizeof(irstd_constant_record);
+    if (!inside(s, begin, *offset - begin)) FAIL("%s: its record lies outside the file", n->name);
+
+    const uint32_t *inputs = (const void *)(s->data + begin);
+    n->i = (const int32_t *)inputs + r.input_count;
+    n->f = (const float *)(const void *)(n->i + row->integers);
+    const irstd_constant_record *constants = (const void *)(n->f + row->floats);
+    for (int j = 0; j < n->input_count; j++) {
+        if (inputs[j] >= (uint32_t)s->tensor_count || !s->tensors[inputs[j]].height)
+            FAIL("%s: input %d is tensor %u, which nothing before it writes", n->name, j, inputs[j]);
+        n->inputs[j] = &s->tensors[inputs[j]];
+    }
+    if (r.output >= (uint32_t)s->tensor_count || s->tensors[r.output].height)
+        FAIL("%s: output is tensor %u, which is out of range or written already", n->name, r.output);
+    n->output = &s->tensors[r.output];
+    for (int j = 0; j < row->constants; j++) {
+        const uint32_t place = constants[j].offset, bytes = constants[j].bytes;
+        if (!inside(s, place, bytes) || place % 4) FAIL("%s: constant %d lies outside the file", n->name, j);
+        if (place && !bytes) FAIL("%s: constant %d has an offset and no bytes", n->name, j);
+        n->constants[j] = bytes ? s->data + place : NULL;
+        n->constant_bytes[j] = bytes;
+    }
+    return check_integers(n, error);
+}
+
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
     irstd_file_header h;
     if (s->data_bytes < sizeof h) FAIL("this is no model.irstd: %zu bytes are too few", s->data_bytes);
@@ -394,7 +414,7 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
     } tables[] = {
         {"outputs", h.outputs_offset, 4ull * h.output_count, 4},
         {"tensors", h.tensors_offset, sizeof(irstd_tensor_record) * (uint64_t)h.tensor_count, 4},
-        {"nodes", h.nodes_offset, sizeof(irstd_node_record) * (uint64_t)h.node_count, 4},
+        {"nodes", h.nodes_offset, 0, 4}, /* their lengths differ: each is checked where it is read */
         {"strings", h.strings_offset, h.strings_bytes, 1},
     };
     for (size_t k = 0; k < sizeof tables / sizeof *tables; k++)
@@ -420,15 +440,10 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
         const irstd_tensor_record *r = &records[k];
         t->name = name_of(&text, r->name);
         if (!t->name) FAIL("tensor %d: its name lies outside the file", k);
-        if (r->type != IRSTD_TENSOR_TYPE_FLOAT32 && r->type != IRSTD_TENSOR_TYPE_INT16) FAIL("tensor %s: type %u is not known", t->name, r->type);
-        int fixed = r->type == IRSTD_TENSOR_TYPE_INT16;
-        if (r->size_multiplier != 1 || r->size_divisor != 1)
-            FAIL("tensor %s: size_multiplier %u and size_divisor %u must be 1", t->name, r->size_multiplier, r->size_divisor);
-        if (r->reserved[0] || r->reserved[1]) FAIL("tensor %s: reserved is not 0", t->name);
+        const int fixed = r->fraction_bits >= 0;
         if (!r->channels || r->channels > IRSTD_MAX_CHANNELS) FAIL("tensor %s: %u channels", t->name, r->channels);
-        if (fixed ? r->fraction_bits < 0 || r->fraction_bits > 15 : r->fraction_bits != -1)
-            FAIL("tensor %s: fraction_bits %d does not go with its type", t->name, r->fraction_bits);
-        t->type = (int)r->type;
+        if (r->fraction_bits < -1 || r->fraction_bits > 15) FAIL("tensor %s: fraction_bits %d", t->name, r->fraction_bits);
+        t->type = fixed ? IRSTD_TENSOR_TYPE_INT16 : IRSTD_TENSOR_TYPE_FLOAT32;
         t->fraction_bits = r->fraction_bits;
         t->channels = (int)r->channels;
         if (k < s->input_count) {
@@ -438,34 +453,10 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
             t->width = s->width;
         }
     }
-    const irstd_node_record *nodes = (const void *)(s->data + h.nodes_offset);
+    uint64_t at = h.nodes_offset;
     for (int k = 0; k < s->node_count; k++) {
-        irstd_node *n = &s->nodes[k];
-        const irstd_node_record *r = &nodes[k];
-        n->name = name_of(&text, r->name);
-        if (!n->name) FAIL("node %d: its name lies outside the file", k);
-        n->op = (int)r->op;
-        n->i = r->i;
-        n->f = r->f;
-        if (r->input_count < 1 || r->input_count > MAX_INPUTS) FAIL("%s: %u inputs", n->name, r->input_count);
-        n->input_count = (int)r->input_count;
-        for (int j = 0; j < n->input_count; j++) {
-            if (r->inputs[j] >= h.tensor_count || !s->tensors[r->inputs[j]].height)
-                FAIL("%s: input %d is tensor %u, which nothing before it writes", n->name, j, r->inputs[j]);
-            n->inputs[j] = &s->tensors[r->inputs[j]];
-        }
-        if (r->output >= h.tensor_count || s->tensors[r->output].height)
-            FAIL("%s: output is tensor %u, which is out of range or written already", n->name, r->output);
-        n->output = &s->tensors[r->output];
-        for (int j = 0; j < IRSTD_NODE_CONSTANTS; j++) {
-            uint32_t offset = r->constant[j].offset, bytes = r->constant[j].bytes;
-            if (!inside(s, offset, bytes) || offset % 4) FAIL("%s: constant %d lies outside the file", n->name, j);
-            if (offset && !bytes) FAIL("%s: constant %d has an offset and no bytes", n->name, j);
-            n->constants[j] = bytes ? s->data + offset : NULL;
-            n->constant_bytes[j] = bytes;
-        }
-        status = load_node(s, n, error);
-        if (!status) status = check_unused(n, r, error);
+        status = load_record(s, &s->nodes[k], k, &at, &text, error);
+        if (!status) status = load_node(s, &s->nodes[k], error);
         if (status) return status;
     }
     for (int k = 0; k < s->output_count; k++)

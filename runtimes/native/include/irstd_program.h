@@ -6,13 +6,11 @@
 #include <stdint.h>
 
 #define IRSTD_PROGRAM_MAGIC "\x89" "IRSTD\r\n"
-#define IRSTD_PROGRAM_VERSION 1
+#define IRSTD_PROGRAM_VERSION 2
 #define IRSTD_PROGRAM_ALIGNMENT 64
 #define IRSTD_MAX_TENSORS 4096
 #define IRSTD_MAX_NODES 4096
 #define IRSTD_NODE_INPUTS 8
-#define IRSTD_NODE_INTEGERS 24
-#define IRSTD_NODE_FLOATS 4
 #define IRSTD_NODE_CONSTANTS 6
 
 #define IRSTD_TENSOR_TYPE_FLOAT32 0
@@ -54,30 +52,24 @@ typedef struct irstd_file_header {
 } irstd_file_header;
 _Static_assert(sizeof(irstd_file_header) == 64, "irstd_file_header");
 
-/* One image [channels, H, W]. name: its place in the strings, from strings_offset. */
+/* One image [channels, H, W]: int16 of value q * 2^-fraction_bits, or float32 where that is -1.
+ * name: its place in the strings, from strings_offset. */
 typedef struct irstd_tensor_record {
     uint32_t name;
-    uint32_t type;
     int32_t fraction_bits;
     uint32_t channels;
-    uint32_t size_multiplier;
-    uint32_t size_divisor;
-    uint32_t reserved[2];
 } irstd_tensor_record;
-_Static_assert(sizeof(irstd_tensor_record) == 32, "irstd_tensor_record");
+_Static_assert(sizeof(irstd_tensor_record) == 12, "irstd_tensor_record");
 
-/* One operation; unused slots are 0, an absent constant has offset and bytes 0. name: as a tensor's. */
+/* One operation; name: as a tensor's. There follow inputs[input_count], and i[], f[] and constant[] of its
+ * operator; an absent constant has offset and bytes 0. */
 typedef struct irstd_node_record {
     uint32_t op;
     uint32_t name;
     uint32_t input_count;
     uint32_t output;
-    uint32_t inputs[8];
-    int32_t i[24];
-    float f[4];
-    irstd_constant_record constant[6];
 } irstd_node_record;
-_Static_assert(sizeof(irstd_node_record) == 208, "irstd_node_record");
+_Static_assert(sizeof(irstd_node_record) == 16, "irstd_node_record");
 
 enum {
     IRSTD_OP_BINARY_CONV2D = 1,

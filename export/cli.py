@@ -19,15 +19,17 @@ def _size(context, parameter, text: str) -> tuple[int, int]:
     return parse_size(text)
 
 
-def _targets(context, parameter, text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _targets(context, parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 @click.command()
 @click.argument("network", required=False)
-@click.option("--to", "targets", default="onnx,tflite,portable", show_default=True, callback=_targets,
-              help="Targets, by comma: onnx, tflite and native (our own engine) hold compressed operators, portable "
-                   "standard ones alone.")
+@click.option("--to", "targets", default=["onnx,tflite,portable"], show_default=True, multiple=True,
+              callback=_targets,
+              help="Targets, by comma or repeated: onnx, tflite and native (our own engine) hold compressed "
+                   "operators, portable standard ones alone.")
 @click.option("--out", type=_PATH, required=True, help="Folder of the bundle; appears only when all of it is verified.")
 @click.option("--checkpoint", type=_PATH, help="Weights; default those that come with the network.")
 @click.option("--from-layout", type=click.Choice(list(LAYOUTS)),

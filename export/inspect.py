@@ -181,6 +181,8 @@ def kind_of(path: Path) -> str:
     Raises :class:`~irstd_edge.errors.UnsupportedError` and :class:`~irstd_edge.bundle.BundleError`.
     """
     kind = KINDS.get(path.suffix)
+    if kind is None and not path.exists():
+        raise BundleError(f"{path}: no such file or folder")
     if kind is None:
         raise UnsupportedError(f"{path}: no file that can be inspected; known: {', '.join(KINDS)}, and bundle folders")
     if not path.is_file():

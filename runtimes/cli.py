@@ -229,6 +229,8 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
     if shown:
         _save_picture(detection.contact_sheet(detection.spread(shown, 12)), sheet)
     _print_detections(records, fps)
+    if out is not None:
+        click.echo(out)
     for error in failed.values():
         click.echo(f"irstd-edge: {error}", err=True)
     if failed:

@@ -31,12 +31,14 @@ class BitTableError(ValueError):
 
 def parse_bits(value, where: str) -> Bits:
     """``"float"`` as None, ``4`` as (4, 4), ``[6, 3]`` or ``"6,3"`` as (6, 3). Raises :class:`BitTableError`."""
-    if isinstance(value, str) and value != "float":
-        parts = [p.strip() for p in value.split(",")]
-        value = [int(p) for p in parts] if all(p.isdecimal() for p in parts) else value
     if value == "float":
         return None
-    pair = value if isinstance(value, list | tuple) else (value, value)
+    pair = value
+    if isinstance(value, str):
+        parts = [p.strip() for p in value.split(",")]
+        pair = [int(p) if p.isdecimal() else p for p in parts]
+    if not isinstance(pair, list | tuple):
+        pair = (pair, pair)
     if len(pair) == 1:
         pair = (*pair, *pair)
     if len(pair) != 2 or not all(isinstance(b, int) and not isinstance(b, bool) and 1 <= b <= 8 for b in pair):

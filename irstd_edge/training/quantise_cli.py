@@ -80,11 +80,13 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
 
     from irstd_edge.checkpoints import load_network
     from irstd_edge.errors import MissingError
+    from irstd_edge.training.bits import parse_bits
     from irstd_edge.training.loop import TrainingError
 
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
                            "(https://pytorch.org/get-started)")
+    default = parse_bits(bits or "8", "--bits")
     settings = _recipe(recipe, model or network, epochs, learning_rate) if recipe else None
     if threads:
         torch.set_num_threads(threads)
@@ -94,7 +96,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
             raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
         source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, from_layout=from_layout)
-        _quantise(source, out, calibrate, dataset, root, images, method, percentile, bits, table_file, spm, edges,
+        _quantise(source, out, calibrate, dataset, root, images, method, percentile, default, table_file, spm, edges,
                   layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
     if settings:
         _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes)
@@ -109,8 +111,8 @@ def _recipe(reference: str, name: str | None, epochs: int | None, learning_rate:
                    final_learning_rate=min(recipe.final_learning_rate, rate))
 
 
-def _quantise(source, out, calibrate, dataset, root, images, method, percentile, bits, table_file, spm, edges, layers,
-              max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
+def _quantise(source, out, calibrate, dataset, root, images, method, percentile, default, table_file, spm, edges,
+              layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
     from irstd_edge.data import Dataset
     from irstd_edge.files import check_writable
     from irstd_edge.plots import require_matplotlib
@@ -170,7 +172,7 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
         file = BitTable.read(table_file)
         table = replace(file, rules=(*file.rules, *rules)).resolve(names)
     else:
-        table = BitTable(parse_bits(bits or "8", "--bits"), (*edge_rules, *rules)).resolve(names)
+        table = BitTable(default, (*edge_rules, *rules)).resolve(names)
     if max_drop is not None:
         table, kept = q.keep_sensitive(calibrated, table, held, max_drop, kept_bits)
         facts["kept"] = [asdict(k) for k in kept]

@@ -149,6 +149,14 @@ def test_exit_code_of_a_difference(project, monkeypatch, capsys):
     assert not (project / "out").exists() and "max-abs" in capsys.readouterr().err
 
 
+def test_targets_may_be_repeated(project):
+    (project / "mynet.py").write_text(FLOAT_NETWORK)
+    assert export("--model", "mynet:Net", "--mean", 1, "--std", 1, "--out", "out", "--to", "portable, onnx", "--to",
+                  "native", "--to", "onnx", "--input-size", 8) == 0
+    assert sorted(p.name for p in (project / "out").glob("model*")) == ["model.irstd", "model.onnx",
+                                                                      "model_portable.onnx"]
+
+
 @pytest.mark.parametrize("arguments, code, message", [
     (["biisnet", "--untrained", "--to", "onx"], 3, "did you mean 'onnx'"),
     (["biisnet", "--untrained", "--to", "tensorflow"], 3, "known: onnx, tflite, native, portable"),

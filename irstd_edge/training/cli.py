@@ -65,6 +65,7 @@ def _run_options(command):
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default bf16 on CUDA, else fp32."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice."),
         click.option("--minutes", type=click.FloatRange(0), help="Stop then, resumable, at the end of an epoch."),
+        click.option("--dataset", metavar="NAME[:SPLIT][+...]", help="Data set in place of the recipe's."),
         click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's."),
         click.option("--seed", "seeds", type=click.IntRange(0), multiple=True,
                      help="Seed in place of the recipe's; repeatable, each is a run."),
@@ -83,11 +84,12 @@ def _run_options(command):
                     "shared by all processes.")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @_run_options
+@click.option("--network", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
 @click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile (needs a C++ compiler).")
-def train(recipes, **options) -> None:
+def train(recipes, network, **options) -> None:
     from irstd_edge.training.recipe import Recipe
 
-    _train([(Path(name).stem, Recipe.find(name)) for name in recipes], **options)
+    _train([(Path(name).stem, Recipe.find(name)) for name in recipes], network=network, **options)
 
 
 @click.command(help="Train the network of RECIPE with a teacher's help. Options go before the recipe's table "
@@ -102,10 +104,8 @@ def train(recipes, **options) -> None:
               help="msa: feature maps, guided by spatial attention; semantic: tokens, through self-attention.")
 @click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over that of the loss.")
 @click.option("--attention", type=click.FloatRange(0), help="Of msa: what the most salient place counts more.")
-def distill(recipe, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, from_layout,
-            allow_pickle, student, **table) -> None:
-    from dataclasses import replace
-
+def distill(recipe, root, out, resume, device, precision, threads, minutes, dataset, epochs, seeds, initial,
+            from_layout, allow_pickle, student, **table) -> None:
     from irstd_edge.training.recipe import Recipe, RecipeError
 
     settings = Recipe.find(recipe)
@@ -120,14 +120,12 @@ def distill(recipe, root, out, resume, device, precision, threads, minutes, epoc
         settings = Recipe.from_dict(settings.as_dict() | {"distill": known | table})
     except RecipeError as e:
         raise click.UsageError(str(e)) from e
-    if student:
-        settings = replace(settings, network=student)
-    _train([(Path(recipe).stem, settings)], root, out, resume, device, precision, threads, minutes, epochs, seeds,
-           initial, from_layout, allow_pickle)
+    _train([(Path(recipe).stem, settings)], root, out, resume, device, precision, threads, minutes, dataset, epochs,
+           seeds, initial, from_layout, allow_pickle, student)
 
 
-def _train(recipes, root, out, resume, device, precision, threads, minutes, epochs, seeds, initial, from_layout,
-           allow_pickle, compile_network=False) -> None:
+def _train(recipes, root, out, resume, device, precision, threads, minutes, dataset, epochs, seeds, initial,
+           from_layout, allow_pickle, network=None, compile_network=False) -> None:
     from dataclasses import replace
 
     import torch
@@ -140,8 +138,9 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, epoc
     from irstd_edge.training.parallel import process_group, rank_and_size
 
     began = monotonic()
-    if epochs:
-        recipes = [(name, replace(r, epochs=epochs)) for name, r in recipes]
+    given = {"network": network, "dataset": dataset, "epochs": epochs}
+    given = {k: v for k, v in given.items() if v is not None}
+    recipes = [(name, replace(r, **given)) for name, r in recipes]
     if seeds:
         recipes = [(f"{name}-seed{seed}" if len(seeds) > 1 else name, replace(r, seed=seed))
                    for name, r in recipes for seed in seeds]

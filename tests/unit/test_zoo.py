@@ -6,14 +6,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from irstd_edge import cli
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import form_of, load_network
+from irstd_edge.checkpoints import CheckpointError, form_of, load_network
 from irstd_edge.complexity import count_parameters
+from irstd_edge.data import DataError
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, train
 from irstd_edge.training.recipe import Distill, Recipe
-from irstd_edge.zoo import ZOO, zoo_card, zoo_weights
+from irstd_edge.zoo import ZOO, results, zoo_card, zoo_weights
 from irstd_edge.zoo.card import describe_precision, describe_runs, main, publish, render
 
 RECIPE = Recipe("biisnet", "Synthetic", epochs=2, batch=4, crop=32, validation=0.2, validate_every=1)
@@ -171,3 +173,21 @@ def test_the_zoo_is_consistent(name):
     loaded = load_network(name)
     assert loaded.preprocessing.mean == card["normalisation"]["mean"] and loaded.checkpoint_sha256 == sha256(weights)
     assert card["source"] == get_model(name).source
+
+
+def test_the_page_of_results_is_up_to_date():
+    text = results.PAGE.read_text(encoding="utf-8")
+    assert results.page(text) == text, "run python -m irstd_edge.zoo.results"
+    assert {row.network for row in results.ROWS} <= MODELS.keys()
+    assert {row.network for row in results.ROWS} >= {name for name in MODELS if zoo_weights(name)}
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(c for row in results.ROWS for c in row.commands))
+def test_the_commands_of_the_results_are_complete(command, monkeypatch, tmp_path):
+    """As far as they go without the data: recipes and options are right."""
+    networks = [row.network for row in results.ROWS if command in row.commands]
+    monkeypatch.chdir(tmp_path)
+    for network in networks if "NETWORK" in command else networks[:1]:
+        arguments = command.replace("NETWORK", network).replace("DATASET", "NUAA-SIRST").replace("cuda", "cpu").split()
+        with pytest.raises((DataError, CheckpointError), match="no such file"):
+            cli.cli.main(arguments[1:], standalone_mode=False)

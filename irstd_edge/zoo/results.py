@@ -1,0 +1,97 @@
+"""The table of accuracy, measured and still to be measured, of ``docs/results.md``.
+
+``python -m irstd_edge.zoo.results`` rewrites it from the cards of the zoo; a test asserts that it is up to date.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from irstd_edge.data import DATASETS
+from irstd_edge.zoo import zoo_card
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "results.md"
+HEAD = "| network | data set | asked | IoU | nIoU | Pd | Fa | trained |"
+_OPTIONS = "--dataset DATASET --root DATA --seed 1 --seed 2 --seed 3 --device cuda --out runs/"
+NUAA, NUDT, IRSTD = DATASETS
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network that is to be measured on data sets.
+
+    ``commands`` train it, NETWORK, DATASET and DATA to be replaced; ``asked`` is what it should reach, by data set.
+    """
+
+    network: str
+    commands: tuple[str, ...]
+    asked: dict[str, str] = field(default_factory=dict)
+    datasets: tuple[str, ...] = (NUAA, NUDT, IRSTD)
+
+
+def _trained(network: str, recipe: str = "NETWORK-nuaa", **more) -> Row:
+    return Row(network, (f"irstd-edge train {recipe} {_OPTIONS}NETWORK",), **more)
+
+
+def _everywhere(text: str) -> dict[str, str]:
+    return dict.fromkeys((NUAA, NUDT, IRSTD), text)
+
+
+_RESUNET, _SFORMER = (f"runs/{n}/{n}-nuaa-seed1/best.safetensors" for n in ("resunet", "sformer"))
+
+ROWS = (
+    _trained("acm"), _trained("alcnet"), _trained("dnanet"), _trained("resunet"),
+    _trained("biisnet", asked={NUAA: "IoU 0.70, Pd 0.92", NUDT: "IoU 0.75, Pd 0.96", IRSTD: "IoU 0.60, Pd 0.88"}),
+    *(_trained(f"biisnet-{kind}", "biisnet-nuaa --network NETWORK", datasets=(NUAA,)) for kind in (
+        "float", "modulate", "pointwise", "nopath", "ste", "approxsign", "tanh", "xnor", "bireal", "reactnet",
+        "bisrnet")),
+    Row("mdpnet", (
+        f"irstd-edge train sformer-nuaa {_OPTIONS}sformer",
+        f"irstd-edge distill mdpnet-sformer-nuaa --teacher-checkpoint {_SFORMER} {_OPTIONS}mdpnet",
+    ), {NUAA: "nIoU 0.7488, Pd 0.9908 on NUAA-SIRST:idx_427/test", NUDT: "nIoU 0.7510, Pd 0.9788",
+        IRSTD: "IoU 0.63"}),
+    Row("resunet-one", (
+        f"irstd-edge distill resunet-nuaa --student resunet-one --teacher resunet --teacher-checkpoint {_RESUNET} "
+        "--features conv4_0=conv4_0 --features conv2_2=conv2_2 --features conv1_3=conv1_3 --features conv0_4=conv0_4 "
+        f"{_OPTIONS}resunet-one",
+    ), _everywhere("IoU within 0.005 of resunet, 0.015 above the plain student")),
+    Row("resunet-spmix", (
+        f"irstd-edge quantize resunet --checkpoint {_RESUNET} --dataset DATASET --root DATA --spm --train resunet-nuaa "
+        "--epochs 40 --device cuda --out runs/resunet-spmix/run",
+    ), _everywhere("IoU within 0.01 of resunet")),
+)
+_EVALUATION = "python -m irstd_edge.zoo.card runs/NETWORK/* --name NETWORK --root DATA --out CARDS"
+
+
+def _measured(network: str, dataset: str) -> tuple[str, ...]:
+    card = zoo_card(network)
+    found = (card or {}).get("metrics", {}).get(dataset)
+    if found is None:
+        return ("-",) * 5
+    sets = " + ".join(card["training"]["datasets"])
+    return (*(f"{found[k]:.4f}" for k in ("iou", "niou", "pd")), f"{1e6 * found['fa']:.1f}e-6",
+            f"{sets}, {card['training']['epochs_done']} epochs")
+
+
+def tables() -> str:
+    """The table as markdown, and the commands of its rows."""
+    lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
+    for row in ROWS:
+        lines += ["| " + " | ".join((f"`{row.network}`", dataset, row.asked.get(dataset, ""),
+                                     *_measured(row.network, dataset))) + " |" for dataset in row.datasets]
+    commands = dict.fromkeys(command for row in ROWS for command in row.commands)
+    return "\n".join([*lines, "", "```sh", *commands, _EVALUATION, "```", ""])
+
+
+def page(text: str) -> str:
+    """The page with its table and commands up to date."""
+    found = re.search(rf"^{re.escape(HEAD)}\n(\|.*\n)+\n```sh\n(?:(?!```).*\n)*```\n", text, re.MULTILINE)
+    return text[:found.start()] + tables() + text[found.end():]
+
+
+if __name__ == "__main__":
+    from irstd_edge.files import write_text
+
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8")))

@@ -87,7 +87,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
                            "(https://pytorch.org/get-started)")
     default = parse_bits(bits or "8", "--bits")
-    settings = _recipe(recipe, model or network, epochs, learning_rate) if recipe else None
+    settings = _recipe(recipe, model or network, dataset, epochs, learning_rate) if recipe else None
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -102,12 +102,13 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes)
 
 
-def _recipe(reference: str, name: str | None, epochs: int | None, learning_rate: float | None):
+def _recipe(reference: str, name: str | None, dataset: str | None, epochs: int | None, learning_rate: float | None):
     from irstd_edge.training.recipe import Recipe
 
     recipe = Recipe.find(reference)
     rate = learning_rate if learning_rate is not None else recipe.learning_rate / 10
-    return replace(recipe, network=name or recipe.network, epochs=epochs or recipe.epochs, learning_rate=rate,
+    return replace(recipe, network=name or recipe.network, dataset=dataset or recipe.dataset,
+                   epochs=epochs or recipe.epochs, learning_rate=rate,
                    final_learning_rate=min(recipe.final_learning_rate, rate))
 
 

@@ -288,7 +288,7 @@ def test_the_command_searches_trains_and_resumes(trained, tmp_path, capsys):
     root, run = trained
     out = tmp_path / "out"
     data = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out", out)
-    (tmp_path / "r.toml").write_text('network = "small"\ndataset = "Synthetic"\nepochs = 2\nbatch = 4\ncrop = 32\n'
+    (tmp_path / "r.toml").write_text('network = "small"\ndataset = "Elsewhere"\nepochs = 2\nbatch = 4\ncrop = 32\n'
                                      'validate_every = 1\nlearning_rate = 1e-3\n')
     training = ("--train", tmp_path / "r.toml")
     assert run_cli(*data, "--spm", "--candidates", "2,4", "--max-weight-bits", 3, "--max-activation-bits", 4.4,
@@ -306,7 +306,7 @@ def test_the_command_searches_trains_and_resumes(trained, tmp_path, capsys):
     assert first["weights"] == " ".join(map(str, w))
     assert float(first["weight_bits_mean"]) == manifest["precision"]["weight_bits_mean"]
     record = json.loads((out / "recipe.json").read_text())
-    assert (record["learning_rate"], record["epochs"]) == (1e-4, 2)
+    assert (record["learning_rate"], record["epochs"], record["dataset"]) == (1e-4, 2, "Synthetic")
     assert record["network"] == "small_networks:small_unet"
     assert len(read_curve(out / "curves.csv")) == 2
     with safe_open(out / "last.safetensors", "pt") as file:
@@ -314,7 +314,7 @@ def test_the_command_searches_trains_and_resumes(trained, tmp_path, capsys):
     # A second start is refused, --resume goes on.
     assert run_cli(*data, *training) == errors.USAGE
     assert "--resume" in capsys.readouterr().err
-    assert run_cli("--root", root, "--out", out, *training, "--resume") == 0
+    assert run_cli("--dataset", "Synthetic", "--root", root, "--out", out, *training, "--resume") == 0
 
 
 def test_the_floor_of_the_command(trained, tmp_path, capsys):

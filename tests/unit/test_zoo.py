@@ -189,5 +189,5 @@ def test_the_commands_of_the_results_are_complete(command, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     for network in networks if "NETWORK" in command else networks[:1]:
         arguments = command.replace("NETWORK", network).replace("DATASET", "NUAA-SIRST").replace("cuda", "cpu").split()
-        with pytest.raises((DataError, CheckpointError), match="no such file"):
+        with pytest.raises((DataError, CheckpointError), match=r"[Nn]o such file"):
             cli.cli.main(arguments[1:], standalone_mode=False)

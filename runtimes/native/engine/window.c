@@ -26,7 +26,9 @@ irstd_mix irstd_resize_source(const irstd_node *n, int across, int64_t to) {
     const int64_t made = across ? n->output->width : n->output->height;
     const int mode = n->i[IRSTD_RESIZE_MODE];
     float at;
-    if (mode == IRSTD_RESIZE_MODE_NEAREST)
+    if (mode == IRSTD_RESIZE_MODE_NEAREST && (made == size || made == 2 * size)) /* whatever the factor was */
+        at = (float)(to / (made / size));
+    else if (mode == IRSTD_RESIZE_MODE_NEAREST)
         at = floorf((float)to * irstd_resize_step(n, across));
     else if (mode == IRSTD_RESIZE_MODE_BILINEAR)
         at = ((float)to + 0.5f) * irstd_resize_step(n, across) - 0.5f;

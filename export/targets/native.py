@@ -391,7 +391,7 @@ def _pool(operator: str) -> Callable:
         pads = _pads(node, kernel, stride, dilation)
         values = dict(zip((*_WINDOW, *_PADS), (*kernel, *stride, *pads), strict=True))
         values["ceil_mode"] = attrs.get("ceil_mode", 0)
-        if operator == "AveragePool":
+        if operator == "AveragePool" and any(pads):
             values["count_padding"] = attrs.get("count_include_pad", 0)
         writer.emit(operator, node, [node.inputs[0]], {k: int(v) for k, v in values.items()})
     return write

@@ -189,6 +189,12 @@ def exported(network, kinds, folder, notes):
     return Bundle.open(folder)
 
 
+def test_adaptive_pools_that_do_not_divide_the_image_are_refused():
+    """PyTorch's exporter leaves index arithmetic of them."""
+    with pytest.raises(UnsupportedError, match=r"Transpose .*adaptive_avg_pool2d.* has no native form"):
+        to_native(compress(capture(Windows(4).eval(), SIZE).model), SIZE)
+
+
 @pytest.mark.parametrize("windows", [3, (7, 9)])
 def test_adaptive_pools_of_several_windows_serve_one_size(windows, tmp_path, native_library):
     notes = []

@@ -91,10 +91,11 @@ def write_graph(graph: ir.Graph) -> tuple[bytes, dict[str, int]]:
 def has_form(node: ir.Node) -> bool:
     """Whether a node of static shapes has a native form that serves any image size, where its inputs have.
 
-    A resize may take its size from what is read beside its result.
+    A resize may take its size from an image that is read beside its result.
     """
     writer = _Writer(())
-    beside = [v for result in node.outputs for user, _ in result.uses() for v in user.inputs if v is not result]
+    beside = [v for result in node.outputs for user, _ in result.uses() for v in user.inputs
+              if node.op_type == "Resize" and v is not None and v is not result and SYMBOLS in v.meta]
     try:
         for value in {v for v in (*node.inputs, *beside) if v is not None and constant(v) is None}:
             writer.add(value)
@@ -131,7 +132,8 @@ class _Writer:
     """The program under construction: :meth:`write` takes a graph's nodes in order, :meth:`program` gives the result.
 
     The tensor of a value is int16 exactly where :func:`grid_of` knows its grid. ``numbers``: the tensor of each value;
-    ``floats``: the float32 copy of each int16 tensor that has one; ``folded``: nodes that an earlier one computes too.
+    ``floats``: the float32 copy of each int16 tensor that has one; ``folded``: nodes that an earlier one computes too;
+    ``resizes``: the attributes of those that are left for a sum to compute.
     """
 
     def __init__(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value] = ()) -> None:
@@ -140,6 +142,7 @@ class _Writer:
         self.numbers: dict[ir.Value, int] = {}
         self.floats: dict[int, int] = {}
         self.folded: set[ir.Node] = set()
+        self.resizes: dict[ir.Node, dict[str, int]] = {}
         self.layer_bytes: dict[str, int] = {}
         self.outputs = outputs
         self.inputs = len(inputs)
@@ -473,6 +476,7 @@ def _resize(writer: _Writer, node: ir.Node) -> None:
         if (fixed_point_of(last).bits == BITS and grid_of(addend) == fixed_point_of(last).fraction_bits
                 and _same_shape(addend, node.outputs[0])):
             writer.folded.add(rounded)
+            writer.resizes[node] = values
             return
     writer.emit("Resize", node, [node.inputs[0], *([] if like is None else [like])], values)
 
@@ -513,8 +517,7 @@ def _add(writer: _Writer, node: ir.Node) -> None:
     _require(len(node.inputs) == 2, node, f"has {len(node.inputs)} summands; add two at a time")
     if (pending := _pending_resize(writer, node)) is not None:
         resize, addend = pending
-        values, _ = _resize_attributes(writer, resize)
-        writer.emit("Resize", resize, [resize.inputs[0], addend], values, result=node.outputs[0])
+        writer.emit("Resize", resize, [resize.inputs[0], addend], writer.resizes[resize], result=node.outputs[0])
     elif not _affine(writer, node):
         writer.emit("Add", node, _pair(node))
 

@@ -293,7 +293,7 @@ static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, i
     return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
 }
 
-/* Whether windows of a pool reach beyond its image. */
+/* window.c. Whether windows of a pool reach beyond its image. */
 int irstd_leaves_image(const irstd_node *n);
 
 /* What row (or column) `to` of a resize mixes: first * (1 - fraction) + second * fraction. */
@@ -311,7 +311,7 @@ const char *irstd_operator_name(int op);
 /* load.c: the file, checked, as tensors and nodes; or one operator. */
 irstd_status irstd_load(struct irstd_session *s, irstd_error *error);
 irstd_status irstd_load_bconv2d(struct irstd_session *s, const irstd_bconv2d *op, int64_t residual_channels, irstd_error *error);
-/* window.c: what pools and resizes read. fold.c: sums and concatenations that convolutions compute along the way. */
+/* fold.c: sums and concatenations that convolutions compute along the way. */
 irstd_status irstd_fold(struct irstd_session *s, irstd_error *error);
 /* prepare.c: constants in the kernels' forms, packed maps. */
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error);

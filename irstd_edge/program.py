@@ -22,6 +22,7 @@ from irstd_edge.opspec import (
     FIXED_POINT,
     MAX_CHANNELS,
     MAX_KERNEL,
+    MAX_SIDE,
     MAX_STEP,
     OPSET_VERSION,
     QUANT_CONV2D_ATTRIBUTES,
@@ -84,6 +85,14 @@ class ResizeMode(IntEnum):
     NEAREST = 0
     BILINEAR = 1  # half-pixel centres
     BILINEAR_ALIGN_CORNERS = 2
+
+
+class ResizeSize(IntEnum):
+    """What the size of a resized image is."""
+
+    SCALED = 0  # floor(size * scale / divisor)
+    LIKE = 1  # that of the second input, of which nothing else is read
+    GIVEN = 2  # height, width
 
 
 @dataclass(frozen=True)
@@ -278,6 +287,36 @@ def _check_concat(a, inputs, output) -> None:
                  f"{tensor.fraction_bits}, its output {output.fraction_bits}")
 
 
+def _check_pool(a, inputs, output) -> None:
+    _check_same(a, inputs, output)
+    for pad, kernel in (("pad_top", "kernel_h"), ("pad_left", "kernel_w"), ("pad_bottom", "kernel_h"),
+                        ("pad_right", "kernel_w")):
+        _require(a[pad] < a[kernel], f"{pad} is {a[pad]}, not below {kernel}, {a[kernel]}")
+
+
+def _check_channel_pool(a, inputs, output) -> None:
+    _require(output.channels == 1, f"its output has {output.channels} channels, not 1")
+
+
+def _check_resize(a, inputs, output) -> None:
+    _check_same(a, inputs[:1], output)
+    scaled, given = a["size"] == ResizeSize.SCALED, a["size"] == ResizeSize.GIVEN
+    for axis, side in (("h", "height"), ("w", "width")):
+        for name in (f"scale_{axis}", f"divisor_{axis}"):
+            _require(scaled or a[name] == 1, f"{name} is {a[name]}, and means nothing where size is {a['size']}")
+        _require((a[side] > 0) == given, f"{side} is {a[side]} where size is {a['size']}")
+    if a["size"] == ResizeSize.LIKE:
+        _require(len(inputs) == 2, "its size is that of a second input, which it has not")
+    else:
+        _check_same(a, inputs[1:], output)
+
+
+def _check_pair(a, inputs, output) -> None:
+    _check_same(a, inputs[:1], output)
+    _require(inputs[1].channels in (1, output.channels), f"input {inputs[1].name!r} has {inputs[1].channels} channels, "
+             f"its output {output.channels}")
+
+
 def _check_slice(a, inputs, output) -> None:
     (x,), first = inputs, a["first"]
     _require(first + output.channels <= x.channels, f"takes channels {first} to {first + output.channels - 1} of "
@@ -289,14 +328,16 @@ def _check_slice(a, inputs, output) -> None:
 _CHANNELS = (_integer("in_channels", 1, MAX_CHANNELS), _integer("out_channels", 1, MAX_CHANNELS))
 _WINDOW = (_integer("kernel_h", 1, MAX_STEP), _integer("kernel_w", 1, MAX_STEP),
            _integer("stride_h", 1, MAX_STEP), _integer("stride_w", 1, MAX_STEP))
+_PADS = tuple(_integer(name, 0, MAX_STEP, 0) for name in ("pad_top", "pad_left", "pad_bottom", "pad_right"))
+#: Windows that begin inside the image, or its padding on the top left, count where ceil_mode is 1.
+_POOL = (*_WINDOW, *_PADS, _integer("ceil_mode", 0, 1, 0))
 _ACTIVATION = _enum("activation", FloatActivation, 0)
 _CLAMP = (Attribute("clamp_min", float, -inf, None, None, None, "lower bound of the clamp"),
           Attribute("clamp_max", float, inf, None, None, None, "upper bound of the clamp"))
 _CONVOLUTION = (
     *_CHANNELS, _integer("kernel_h", 1, MAX_KERNEL), _integer("kernel_w", 1, MAX_KERNEL),
     *(_integer(name, 1, MAX_STEP, 1) for name in ("stride_h", "stride_w", "dilation_h", "dilation_w")),
-    *(_integer(name, 0, MAX_STEP, 0) for name in ("pad_top", "pad_left", "pad_bottom", "pad_right")),
-    _integer("groups", 1, MAX_CHANNELS, 1), _ACTIVATION,
+    *_PADS, _integer("groups", 1, MAX_CHANNELS, 1), _ACTIVATION,
 )
 _BIAS = Constant("bias", "float32", "[OC]", lambda a: (a["out_channels"],), optional=True)
 
@@ -333,12 +374,14 @@ _TABLE = (
         _BIAS, _OUTPUT_SLOPE), _check_convolution),
     OperatorType("FixedPoint", 3, ("x",), tuple(a for a in FIXED_POINT.attributes if a.name != "version"), (), (),
                  _check_fixed_point),
-    OperatorType("AveragePool", 4, ("x",), _WINDOW, (), (), _check_same),
-    OperatorType("MaxPool", 5, ("x",), _WINDOW, (), (), _check_same),
-    OperatorType("Resize", 6, ("x", "addend?"), (_integer("scale_h", 1, MAX_STEP), _integer("scale_w", 1, MAX_STEP),
-                                                 _enum("mode", ResizeMode)), (), (), _check_same),
-    OperatorType("Add", 7, ("a", "b"), (_ACTIVATION,), _CLAMP, (_CHANNEL_SLOPE,), _check_same),
-    OperatorType("Multiply", 8, ("a", "b"), (), (), (), _check_same),
+    OperatorType("AveragePool", 4, ("x",), (*_POOL, _integer("count_padding", 0, 1, 0)), (), (), _check_pool),
+    OperatorType("MaxPool", 5, ("x",), _POOL, (), (), _check_pool),
+    OperatorType("Resize", 6, ("x", "addend or like?"), (
+        _integer("scale_h", 1, MAX_STEP, 1), _integer("scale_w", 1, MAX_STEP, 1), _enum("mode", ResizeMode),
+        _integer("divisor_h", 1, MAX_STEP, 1), _integer("divisor_w", 1, MAX_STEP, 1), _enum("size", ResizeSize, 0),
+        _integer("height", 0, MAX_SIDE, 0), _integer("width", 0, MAX_SIDE, 0)), (), (), _check_resize),
+    OperatorType("Add", 7, ("a", "b"), (_ACTIVATION,), _CLAMP, (_CHANNEL_SLOPE,), _check_pair),
+    OperatorType("Multiply", 8, ("a", "b"), (), (), (), _check_pair),
     OperatorType("Activation", 9, ("x",), (_ACTIVATION,), _CLAMP, (_CHANNEL_SLOPE,), _check_same),
     OperatorType("Concat", 10, ("x", *(f"x{i}?" for i in range(1, NODE_INPUTS))), (), (), (), _check_concat),
     OperatorType("GlobalAveragePool", 11, ("x",), (), (), (), _check_same),
@@ -354,6 +397,9 @@ _TABLE = (
         Constant("weight", "uint8", "[OC, ceil(KH * KW * (IC / groups) * weight_bits / 8)]", _quant_weight_shape),
         Constant("scale", "float32", "[OC]", lambda a: (a["out_channels"],)),
         Constant("bias", "float32", "[OC]", lambda a: (a["out_channels"],))), _check_quant),
+    OperatorType("GlobalMaxPool", 15, ("x",), (), (), (), _check_same),
+    OperatorType("ChannelAveragePool", 16, ("x",), (), (), (), _check_channel_pool),
+    OperatorType("ChannelMaxPool", 17, ("x",), (), (), (), _check_channel_pool),
 )
 OPERATORS: dict[str, OperatorType] = {row.name: row for row in _TABLE}
 _BY_NUMBER = {row.number: row for row in _TABLE}

@@ -14,7 +14,7 @@ from irstd_edge.opspec import Attribute
 HEADER = Path(__file__).resolve().parent.parent / "runtimes" / "native" / "include" / "irstd_program.h"
 
 _LIMITS = ("MAX_TENSORS", "MAX_NODES", "NODE_INPUTS", "NODE_CONSTANTS")
-_ENUMS = (program.TensorType, program.FloatActivation, program.ResizeMode)
+_ENUMS = (program.TensorType, program.FloatActivation, program.ResizeMode, program.ResizeSize)
 _TYPES = {"I": "uint32_t", "i": "int32_t", "Q": "uint64_t", "f": "float", "s": "uint8_t"}
 _RECORDS = (
     ("irstd_file_header", program.HEADER_FIELDS, program.HEADER, "The first bytes of the file."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from irstd_edge.program import Node, Program, ProgramError
+from irstd_edge.program import Node, Program, ProgramError, ResizeSize
 
 Size = tuple[int, int]
 
@@ -45,13 +45,24 @@ def _output_size(node: Node, inputs: list[Size]) -> Size:
                      + a[f"dilation_{x}"] * (a[f"kernel_{x}"] - 1) + a[f"output_pad_{x}"] + 1
                      for x, n, (before, after) in axes)
     if node.operator in ("AveragePool", "MaxPool"):
-        return tuple((n - a[f"kernel_{x}"]) // a[f"stride_{x}"] + 1 for x, n, _ in axes)
-    if node.operator == "GlobalAveragePool":
+        return tuple(_pooled(n + a[f"pad_{before}"], a[f"pad_{after}"], a[f"kernel_{x}"], a[f"stride_{x}"],
+                             a["ceil_mode"]) for x, n, (before, after) in axes)
+    if node.operator in ("GlobalAveragePool", "GlobalMaxPool"):
         return 1, 1
     size = first
     if node.operator == "Resize":
-        size = first[0] * a["scale_h"], first[1] * a["scale_w"]
+        if a["size"] == ResizeSize.LIKE:
+            return inputs[1]
+        size = tuple(n * a[f"scale_{x}"] // a[f"divisor_{x}"] for x, n, _ in axes)
+        if a["size"] == ResizeSize.GIVEN:
+            size = a["height"], a["width"]
     for other in inputs[1:]:
-        if other != size and not (node.operator == "Multiply" and other == (1, 1)):
+        if other != size and not (node.operator in ("Add", "Multiply") and other == (1, 1)):
             raise ProgramError(f"node {node.name!r}: {size[0]}x{size[1]} and {other[0]}x{other[1]} do not go together")
     return size
+
+
+def _pooled(size: int, after: int, kernel: int, stride: int, ceil_mode: int) -> int:
+    """Windows on a side; ``size`` has the padding before it."""
+    count = (size + after - kernel + (stride - 1) * ceil_mode) // stride + 1
+    return count - 1 if ceil_mode and (count - 1) * stride >= size else count

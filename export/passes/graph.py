@@ -21,6 +21,8 @@ from irstd_edge.opspec import (
 LAYER, REQUESTED, STORED, REASON = "layer", "requested", "stored", "reason"
 #: In memory alone, for messages: the line of the user's code that made a node.
 SOURCE = "source"
+#: In memory alone, of a value of a model that was dynamic: its height and width as expressions of the image's.
+SYMBOLS = "symbols"
 #: Input slots of ``irstd::BinaryConv2d`` in the specification's order.
 X, WEIGHT, THRESHOLD, SCALE, BIAS, ACTIVATION, RESIDUAL = range(7)
 #: Those of ``irstd::QuantConv2d``, behind X and WEIGHT.

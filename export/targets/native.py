@@ -5,8 +5,10 @@ Rounding to the fixed-point grid is folded into the operator before it, so that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +20,7 @@ from irstd_edge.export.passes.graph import (
     LAYER,
     RESIDUAL,
     STORED,
+    SYMBOLS,
     X,
     affine_of,
     attributes,
@@ -35,8 +38,8 @@ from irstd_edge.export.passes.graph import (
 )
 from irstd_edge.export.passes.specialize import Specialize
 from irstd_edge.export.refusal import refuse
-from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, QUANT_CONV2D
-from irstd_edge.program import FloatActivation, Node, Program, ProgramError, ResizeMode, Tensor
+from irstd_edge.opspec import BINARY_CONV2D, DOMAIN, FIXED_POINT, MAX_STEP, QUANT_CONV2D
+from irstd_edge.program import FloatActivation, Node, Program, ProgramError, ResizeMode, ResizeSize, Tensor
 
 #: Width of the int16 tensors of a program.
 BITS = 16
@@ -86,15 +89,20 @@ def write_graph(graph: ir.Graph) -> tuple[bytes, dict[str, int]]:
 
 
 def has_form(node: ir.Node) -> bool:
-    """Whether a node of static shapes has a native form, where its inputs have."""
+    """Whether a node of static shapes has a native form that serves any image size, where its inputs have.
+
+    A resize may take its size from an image that is read beside its result.
+    """
     writer = _Writer(())
+    beside = [v for result in node.outputs for user, _ in result.uses() for v in user.inputs
+              if node.op_type == "Resize" and v is not None and v is not result and SYMBOLS in v.meta]
     try:
-        for value in {v for v in node.inputs if v is not None and constant(v) is None}:
+        for value in {v for v in (*node.inputs, *beside) if v is not None and constant(v) is None}:
             writer.add(value)
         writer.write(node)
     except UnsupportedError:
         return False
-    return True
+    return all(made.attributes.get("size") != ResizeSize.GIVEN for made in writer.nodes)
 
 
 def _write(model: ir.Model, size: tuple[int, int]) -> _Writer:
@@ -124,7 +132,8 @@ class _Writer:
     """The program under construction: :meth:`write` takes a graph's nodes in order, :meth:`program` gives the result.
 
     The tensor of a value is int16 exactly where :func:`grid_of` knows its grid. ``numbers``: the tensor of each value;
-    ``floats``: the float32 copy of each int16 tensor that has one; ``folded``: nodes that an earlier one computes too.
+    ``floats``: the float32 copy of each int16 tensor that has one; ``folded``: nodes that an earlier one computes too;
+    ``resizes``: the attributes of those that are left for a sum to compute.
     """
 
     def __init__(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value] = ()) -> None:
@@ -133,6 +142,7 @@ class _Writer:
         self.numbers: dict[ir.Value, int] = {}
         self.floats: dict[int, int] = {}
         self.folded: set[ir.Node] = set()
+        self.resizes: dict[ir.Node, dict[str, int]] = {}
         self.layer_bytes: dict[str, int] = {}
         self.outputs = outputs
         self.inputs = len(inputs)
@@ -176,6 +186,11 @@ class _Writer:
     def number(self, node: ir.Node, value: ir.Value) -> int:
         _require(value in self.numbers, node, f"reads {value.name!r}, which is no image")
         return self.numbers[value]
+
+    def like(self, value: ir.Value) -> ir.Value | None:
+        """What there is already that has the size of ``value``, whatever that of the image."""
+        symbols = value.meta.get(SYMBOLS)
+        return next((v for v in self.numbers if symbols is not None and v.meta.get(SYMBOLS) == symbols), None)
 
     def streamed(self, node: ir.Node, value: ir.Value) -> int:
         """The tensor of a value, or a copy of a program's input: the engine would quantise all of that at once."""
@@ -226,6 +241,15 @@ class _Writer:
         if number not in self.floats:
             self.floats[number] = self.copy(number)
         return self.floats[number]
+
+    def negative(self, number: int) -> int:
+        """The tensor times -1, which is exact."""
+        channels, name = self.tensors[number].channels, f"{self.tensors[number].name}/negative"
+        self.tensors.append(Tensor(name, channels))
+        values = {"in_channels": channels, "out_channels": channels, "kernel_h": 1, "kernel_w": 1, "groups": channels}
+        self.nodes.append(Node("Conv2d", name, (number,), len(self.tensors) - 1, values,
+                               {"weight": np.full((channels, 1, 1, 1), -1, np.float32)}))
+        return len(self.tensors) - 1
 
     def copy(self, number: int) -> int:
         self.tensors.append(replace(self.tensors[number], name=f"{self.tensors[number].name}/float", fraction_bits=-1))
@@ -319,6 +343,10 @@ def _fixed_point(writer: _Writer, node: ir.Node) -> None:
         writer.emit("FixedPoint", node, [source], {"fraction_bits": spec.fraction_bits, "bits": spec.bits})
 
 
+_WINDOW = ("kernel_h", "kernel_w", "stride_h", "stride_w")
+_PADS = ("pad_top", "pad_left", "pad_bottom", "pad_right")
+
+
 def _pads(node: ir.Node, kernel, stride, dilation) -> list[int]:
     """top, left, bottom, right."""
     attrs = attributes(node)
@@ -349,7 +377,7 @@ def _convolution(operator: str) -> Callable:
                      "computes its padding; give explicit padding")
             values |= dict(zip(("output_pad_h", "output_pad_w"), attrs.get("output_padding", [0, 0]), strict=True))
         pads = _pads(node, kernel, stride, dilation)
-        values |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pads, strict=True)) | {"groups": groups}
+        values |= dict(zip(_PADS, pads, strict=True)) | {"groups": groups}
         weight = weight.astype(np.float16) if STORED in node.metadata_props else weight
         constants = {"weight": weight} | ({} if bias is None else {"bias": constant(bias)})
         writer.emit(operator, node, [node.inputs[0]], {k: int(v) for k, v in values.items()}, constants)
@@ -363,21 +391,30 @@ def _pool(operator: str) -> Callable:
         stride, dilation = attrs.get("strides", [1, 1]), attrs.get("dilations", [1, 1])
         _require(len(kernel) == 2, node, "is not two-dimensional")
         _require(tuple(dilation) == (1, 1), node, "is dilated")
-        _require(not any(_pads(node, kernel, stride, dilation)) and not attrs.get("ceil_mode", 0), node,
-                 "reaches beyond the image; pools there have no padding and no ceil_mode")
-        values = dict(zip(("kernel_h", "kernel_w", "stride_h", "stride_w"), (*kernel, *stride), strict=True))
+        pads = _pads(node, kernel, stride, dilation)
+        values = dict(zip((*_WINDOW, *_PADS), (*kernel, *stride, *pads), strict=True))
+        values["ceil_mode"] = attrs.get("ceil_mode", 0)
+        if operator == "AveragePool" and any(pads):
+            values["count_padding"] = attrs.get("count_include_pad", 0)
         writer.emit(operator, node, [node.inputs[0]], {k: int(v) for k, v in values.items()})
     return write
 
 
-def _global_average(writer: _Writer, node: ir.Node) -> None:
-    if node.op_type == "ReduceMean":
+def _whole(writer: _Writer, node: ir.Node) -> None:
+    """A pool over the whole image."""
+    writer.emit("GlobalMaxPool" if node.op_type == "GlobalMaxPool" else "GlobalAveragePool", node, [node.inputs[0]])
+
+
+def _reduction(kind: str) -> Callable:
+    def write(writer: _Writer, node: ir.Node) -> None:
         axes = operand(node, 1)
         axes = attributes(node).get("axes") if axes is None else constant(axes)
-        whole = axes is not None and sorted(int(a) % 4 for a in axes) == [2, 3]
-        _require(whole and attributes(node).get("keepdims", 1) == 1, node,
-                 "is no mean over height and width with keepdim=True")
-    writer.emit("GlobalAveragePool", node, [node.inputs[0]])
+        axes = () if axes is None else sorted(int(a) % 4 for a in axes)
+        over = {(2, 3): "Global", (1,): "Channel"}.get(tuple(axes))
+        _require(over is not None and attributes(node).get("keepdims", 1) == 1, node,
+                 "reduces neither height and width nor the channels, with keepdim=True")
+        writer.emit(f"{over}{kind}Pool", node, [node.inputs[0]])
+    return write
 
 
 _RESIZE_MODES = {
@@ -386,7 +423,8 @@ _RESIZE_MODES = {
 }
 
 
-def _resize_attributes(node: ir.Node) -> dict[str, int]:
+def _resize_attributes(writer: _Writer, node: ir.Node) -> tuple[dict[str, int], ir.Value | None]:
+    """The attributes, and the value that the size is taken from where they do not give it."""
     attrs = attributes(node)
     mode, place = attrs.get("mode", "nearest"), attrs.get("coordinate_transformation_mode", "half_pixel")
     _require((mode, place) in _RESIZE_MODES and not attrs.get("antialias", 0), node,
@@ -394,28 +432,53 @@ def _resize_attributes(node: ir.Node) -> dict[str, int]:
     _require(mode == "linear" or attrs.get("nearest_mode") == "floor", node, "rounds places otherwise than down")
     source, result = tuple(node.inputs[0].shape), tuple(node.outputs[0].shape)
     channels_of(node.inputs[0]), channels_of(node.outputs[0])
-    sizes = [int(s) for s in (*source[2:], *result[2:])]
-    whole = source[1] == result[1] and sizes[2] % sizes[0] == 0 and sizes[3] % sizes[1] == 0
-    _require(whole, node, f"resizes {list(source[1:])} to {list(result[1:])}, which is no whole multiple")
+    _require(source[1] == result[1], node, f"resizes {source[1]} channels to {result[1]}")
+    values = {"mode": int(_RESIZE_MODES[mode, place])}
+    before, after = ([int(s) for s in shape[2:]] for shape in (source, result))
     scales = constant(operand(node, 2))
     if scales is not None and scales.size:
-        _require(np.array_equal(scales, np.rint(scales)), node, f"scales by {scales.tolist()}, no whole numbers")
-    return {"scale_h": sizes[2] // sizes[0], "scale_w": sizes[3] // sizes[1], "mode": int(_RESIZE_MODES[mode, place])}
+        factors = [Fraction(float(s)).limit_denominator(MAX_STEP) for s in scales[2:]]
+        exact = all(0 < f.numerator <= MAX_STEP for f in factors) and np.array_equal(np.float32(factors), scales[2:])
+        _require(exact and after == [int(n * f) for n, f in zip(before, factors, strict=True)], node,
+                 f"scales by {scales.tolist()}, no fractions of numbers up to {MAX_STEP}")
+        return values | _scaled(factors), None
+    like = writer.like(node.outputs[0])
+    if all(n % m == 0 for n, m in zip(after, before, strict=True)) and (like is None or _is_multiple(node)):
+        return values | _scaled([Fraction(n // m) for n, m in zip(after, before, strict=True)]), None
+    if like is not None:
+        return values | {"size": int(ResizeSize.LIKE)}, like
+    return values | {"size": int(ResizeSize.GIVEN), "height": after[0], "width": after[1]}, None
+
+
+def _scaled(factors: list[Fraction]) -> dict[str, int]:
+    (h, w) = factors
+    return {"scale_h": h.numerator, "scale_w": w.numerator, "divisor_h": h.denominator, "divisor_w": w.denominator}
+
+
+def _is_multiple(node: ir.Node) -> bool:
+    """Whether a resize gives whole multiples for images of any size, as expressions like ``4*h`` and ``8*h`` tell."""
+    before, after = (v.meta.get(SYMBOLS, ("", "")) for v in (node.inputs[0], node.outputs[0]))
+    for pair in zip(before, after, strict=True):
+        found = [re.fullmatch(r"(?:(\d+)\*)?(\w+)", s) for s in pair]
+        if None in found or found[0][2] != found[1][2] or int(found[1][1] or 1) % int(found[0][1] or 1):
+            return False
+    return True
 
 
 def _resize(writer: _Writer, node: ir.Node) -> None:
     """A rounded resize whose only use is a rounded sum on the same grid becomes one node, at the sum's place."""
-    values = _resize_attributes(node)
+    values, like = _resize_attributes(writer, node)
     rounded = sole_user(node.outputs[0])
     total = sole_user(rounded.outputs[0]) if is_fixed_point(rounded) else None
     last = None if total is None or _key(total) != "Add" else sole_user(total.outputs[0])
-    if is_fixed_point(last) and fixed_point_of(rounded) == fixed_point_of(last):
+    if like is None and is_fixed_point(last) and fixed_point_of(rounded) == fixed_point_of(last):
         addend = next(v for v in total.inputs if v is not rounded.outputs[0])
         if (fixed_point_of(last).bits == BITS and grid_of(addend) == fixed_point_of(last).fraction_bits
                 and _same_shape(addend, node.outputs[0])):
             writer.folded.add(rounded)
+            writer.resizes[node] = values
             return
-    writer.emit("Resize", node, [node.inputs[0]], values)
+    writer.emit("Resize", node, [node.inputs[0], *([] if like is None else [like])], values)
 
 
 def _pending_resize(writer: _Writer, node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
@@ -454,22 +517,36 @@ def _add(writer: _Writer, node: ir.Node) -> None:
     _require(len(node.inputs) == 2, node, f"has {len(node.inputs)} summands; add two at a time")
     if (pending := _pending_resize(writer, node)) is not None:
         resize, addend = pending
-        writer.emit("Resize", resize, [resize.inputs[0], addend], _resize_attributes(resize), result=node.outputs[0])
+        writer.emit("Resize", resize, [resize.inputs[0], addend], writer.resizes[resize], result=node.outputs[0])
     elif not _affine(writer, node):
-        _require(_same_shape(*node.inputs), node, "adds images of different shapes")
-        writer.emit("Add", node, list(node.inputs))
+        writer.emit("Add", node, _pair(node))
+
+
+def _pair(node: ir.Node) -> list[ir.Value]:
+    """The two images of a sum or product, first the one of the result's shape."""
+    image, other = node.inputs
+    if not _same_shape(image, node.outputs[0]):
+        image, other = other, image
+    _require(_same_shape(image, node.outputs[0]), node, "joins images of which none has the shape of the result")
+    shape, full = tuple(other.shape or ()), tuple(image.shape)
+    fits = len(shape) == 4 and shape[1] in (1, full[1]) and shape[2:] in ((1, 1), full[2:])
+    _require(fits, node, "joins images of different shapes; one may be [1, C, 1, 1] or [1, 1, H, W]")
+    return [image, other]
 
 
 def _multiply(writer: _Writer, node: ir.Node) -> None:
+    if not _affine(writer, node):
+        writer.emit("Multiply", node, _pair(node))
+
+
+def _subtract(writer: _Writer, node: ir.Node) -> None:
+    """A difference of images is the sum with the negative."""
     if _affine(writer, node):
         return
-    image, factor = node.inputs
-    if not _same_shape(image, node.outputs[0]):
-        image, factor = factor, image
-    per_image = factor.shape is not None and tuple(factor.shape)[1:] == (channels_of(image), 1, 1)
-    _require(_same_shape(image, node.outputs[0]) and (_same_shape(image, factor) or per_image), node,
-             "multiplies images of different shapes; one may be [1, C, 1, 1]")
-    writer.emit("Multiply", node, [image, factor])
+    a, b = node.inputs
+    _require(_same_shape(a, node.outputs[0]), node, "subtracts from an image that has not the shape of the result")
+    _, b = _pair(node)
+    writer.emit("Add", node, [a, b], numbers=(writer.number(node, a), writer.negative(writer.number(node, b))))
 
 
 def _affine_only(writer: _Writer, node: ir.Node) -> None:
@@ -486,8 +563,15 @@ def _concat(writer: _Writer, node: ir.Node) -> None:
     _require(attributes(node)["axis"] % 4 == 1, node, "joins another axis than the channels")
     if _is_joined(node):
         return
-    _require(len(node.inputs) <= program.NODE_INPUTS, node, f"joins more than {program.NODE_INPUTS} images")
-    writer.emit("Concat", node, list(node.inputs))
+    grid, most = grid_of(node.outputs[0]), program.NODE_INPUTS
+    numbers = [writer.number(node, value) for value in node.inputs]
+    while len(numbers) > most:  # some of them first
+        part = [writer.as_float(n) if grid < 0 else n for n in numbers[:most]]
+        name = f"{node.outputs[0].name}/{len(numbers)}"
+        writer.tensors.append(Tensor(name, sum(writer.tensors[n].channels for n in part), grid))
+        numbers = [len(writer.tensors) - 1, *numbers[most:]]
+        writer.nodes.append(Node("Concat", name, tuple(part), numbers[0]))
+    writer.emit("Concat", node, list(node.inputs), numbers=tuple(numbers))
 
 
 def _slice(writer: _Writer, node: ir.Node) -> None:
@@ -516,12 +600,14 @@ WRITERS: dict[str, Callable[[_Writer, ir.Node], None]] = {
     "ConvTranspose": _convolution("ConvTranspose2d"),
     "AveragePool": _pool("AveragePool"),
     "MaxPool": _pool("MaxPool"),
-    "GlobalAveragePool": _global_average,
-    "ReduceMean": _global_average,
+    "GlobalAveragePool": _whole,
+    "GlobalMaxPool": _whole,
+    "ReduceMean": _reduction("Average"),
+    "ReduceMax": _reduction("Max"),
     "Resize": _resize,
     "Add": _add,
     "Sum": _add,
-    "Sub": _affine_only,
+    "Sub": _subtract,
     "Mul": _multiply,
     "Div": _affine_only,
     "BatchNormalization": _affine_only,

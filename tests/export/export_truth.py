@@ -13,6 +13,7 @@ from onnx.reference.op_run import OpRun
 
 from irstd_edge.export.schema import register_schemas
 from irstd_edge.program import read
+from irstd_edge.runtimes.native import Engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtimes"))
 from program_truth import run_program
@@ -182,6 +183,15 @@ def run_tflite(data, x, delegates=None):
     interpreter.invoke()
     y = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     return y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
+
+
+def run_engine(data, x, folder):
+    """The first output of a model.irstd in our engine."""
+    (folder / "model.irstd").write_bytes(data)
+    engine = Engine(folder / "model.irstd", x.shape[2:])
+    results = [np.full(shape, np.nan, np.float32) for shape in engine.output_shapes]
+    engine.bind([np.ascontiguousarray(x[0])], results)()
+    return results[0][None]
 
 
 def tflite_model(data):

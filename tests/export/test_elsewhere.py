@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from export_truth import nhwc, operator_names, tflite_model
 from float_networks import first, make
-from test_layer_proof import SIZE, binary, quantised
+from test_layer_proof import SIZE, quantised
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,18 +26,19 @@ from irstd_edge.export.targets.tflite import to_tflite
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parent / "elsewhere"
-NETWORKS = {"binary": binary, "int8": lambda: quantised((8, 8)), "mixed": lambda: quantised((2, 4)),
+#: None: the fixture.
+NETWORKS = {"binary": None, "int8": lambda: quantised((8, 8)), "mixed": lambda: quantised((2, 4)),
             "dnanet": lambda: make("dnanet"), "uiunet": lambda: make("uiunet-like")}
 FLOAT = ("dnanet", "uiunet")
 
 
 @pytest.fixture(scope="module")
-def captured():
+def captured(biisnet):
     """Name -> compressed model, input, PyTorch's output."""
     found = {}
-    for name, network in NETWORKS.items():
+    for name, made in NETWORKS.items():
         torch.manual_seed(0)
-        network, x = network(), torch.randn(1, 1, *SIZE)
+        network, x = biisnet if made is None else made(), torch.randn(1, 1, *SIZE)
         with torch.no_grad():
             want = first(network(x)).numpy()
         found[name] = compress(capture(network, SIZE, dynamic=False).model), x.numpy(), want

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from export_truth import run_ort, run_tflite
+from export_truth import run_engine, run_ort, run_tflite
 from float_networks import NETWORKS, first, make
 
-from irstd_edge import program
-from irstd_edge.errors import UnsupportedError
 from irstd_edge.export.capture import capture
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.halve_weights import HalveWeights
@@ -17,11 +15,6 @@ from irstd_edge.export.targets.portable import lowered
 from irstd_edge.export.targets.tflite import to_tflite
 from irstd_edge.training.quantisation import METHODS, Calibrated, CalibrationImage
 
-#: What the native engine lacks of a network, by the layer that its error names.
-NATIVE_LACKS = {
-    "dnanet": "ReduceMax of layer", "mshnet": "ReduceMax of layer", "acm": "MaxPool of layer stem",
-    "acm-fpn": "MaxPool of layer stem", "alcnet": "MaxPool of layer stem", "uiunet-like": "MaxPool of layer",
-}
 QUICK = ("dnanet", "uiunet-like")
 EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NETWORKS]
 
@@ -45,7 +38,7 @@ def check(got, want, atol):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_equal_on_every_target(name, tmp_path):
+def test_equal_on_every_target(name, tmp_path, native_library):
     network, size = make(name), NETWORKS[name][1]
     other = (size[0] + 3 * network.size_multiple, size[1] + 2 * network.size_multiple)
     captured = capture(network, size)
@@ -53,6 +46,8 @@ def test_equal_on_every_target(name, tmp_path):
     model = compress(captured.model)
     halves = model.clone()
     HalveWeights()(halves)
+    written = {1e-2: to_native(halves, size, other), 2e-5: to_native(model, size, other)}
+    assert not any(file.static_reason for file in written.values())
     for shape in (size, other):
         (x,) = images(shape)
         with torch.no_grad():
@@ -61,14 +56,8 @@ def test_equal_on_every_target(name, tmp_path):
         for kind in ("onnx", "portable", "tflite"):
             check(run(kind, model, x), want, 2e-5)
             check(run(kind, halves, x), want, 1e-2)
-    if name in NATIVE_LACKS:
-        with pytest.raises(UnsupportedError, match=f"{NATIVE_LACKS[name]}.*leave native out of --to"):
-            to_native(model, size)
-    else:
-        found = program.read(to_native(model, size, other).data)
-        from program_truth import run_program
-
-        check(run_program(found, x[0])[0][None], want, 2e-5)
+        for atol, file in written.items():
+            check(run_engine(file.data, x, tmp_path), want, atol)
 
 
 @pytest.mark.parametrize("name, method", [

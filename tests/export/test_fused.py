@@ -102,6 +102,23 @@ def test_a_network_without_compressed_layers_has_none(biisnet_compressed):
     assert find_parts(compressed(network), SIZE, OTHER) == ()
 
 
+def test_a_map_of_the_size_of_a_skip_is_inside():
+    """For every size of the image, where it is no whole multiple too."""
+    def middle(net, x):
+        deep = net.units[0](F.max_pool2d(x, 3, 2, 1))
+        return net.units[1](x + F.interpolate(deep, x.shape[2:], mode="bilinear"))
+
+    network = Net(middle)
+    network.size_multiple = 1
+    model = compressed(network)
+    parts = find_parts(model, SIZE, (65, 66))
+    assert [p.inputs for p in parts] == [("input",)]
+    result = fuse(model, parts)
+    assert kinds(result) == ["Program"]
+    for size in (SIZE, (33, 50), (21, 27)):
+        same(network, result, size)
+
+
 def test_an_operator_between_makes_two():
     network = Net(around_a_softmax)
     model = compressed(network)

@@ -284,10 +284,14 @@ def test_a_float_binary_layer():
 
 UNSUPPORTED = {
     "softmax": ("y = Softmax <axis = 1> (x)", "Softmax .n. has no native form"),
-    "padded pool": ("y = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)", "MaxPool .n. reaches beyond"),
+    "padding of a window": ("y = MaxPool <kernel_shape = [3, 3], pads = [3, 1, 1, 1]> (x)",
+                            "the network has no native form: node 0 'n/MaxPool': pad_top is 3, not below kernel_h, 3"),
     "dilated pool": ("y = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "MaxPool .n. is dilated"),
-    "mean over channels": ("y = ReduceMean <keepdims = 1> (x, axes)", "ReduceMean .n. is no mean over height"),
-    "odd scale": ('y = Resize <mode = "linear"> (x, , half)', "Resize .n. resizes .* no whole multiple"),
+    "mean over rows": ("y = ReduceMean <keepdims = 1> (x, two)", "ReduceMean .n. reduces neither height and width nor"),
+    "flat maximum": ("y = ReduceMax <keepdims = 0> (x, axes)", "ReduceMax .n. reduces neither .* with keepdim=True"),
+    "odd scale": ('y = Resize <mode = "linear"> (x, , odd)', "Resize .n. scales by .* no fractions of numbers up to"),
+    "two factors": ("z = GlobalMaxPool (x) w = ReduceMax <keepdims = 1> (x, one) y = Mul (z, w)",
+                    "Mul .* joins images of which none has the shape"),
     "bicubic": ('y = Resize <mode = "cubic"> (x, , twice)', "Resize .n. interpolates 'cubic'"),
     "other nearest": ('y = Resize <coordinate_transformation_mode = "asymmetric", nearest_mode = "ceil"> (x, , twice)',
                       "Resize .n. rounds places"),
@@ -311,7 +315,7 @@ def test_what_is_unsupported_names_the_node_and_the_way_out(name):
     model = ir.from_proto(onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 18]> g (float[1, 4, 8, 8] x) => (float[a, b, c, d] y)
         <int64[1] axes = {{1}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[2] both = {{1, 2}},
-         float[4] half = {{1, 1, 1.5, 1.5}}, float[4] twice = {{1, 1, 2, 2}},
+         float[4] odd = {{1, 1, 1.4142135, 1.4142135}}, float[4] twice = {{1, 1, 2, 2}},
          float[1, 4, 8, 8] plane = {{{', '.join(['2'] * 256)}}}, float gain = {{3}}> {{ {body} }}"""))
     model.graph.node(0).metadata_props[LAYER] = "n"
     expected = message.replace(" .n. ", " of layer n ")

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
-from export_truth import Graph, evaluate, kinds, operator_names, run_ort, run_tflite
+from export_truth import Graph, evaluate, kinds, operator_names, run_engine, run_ort, run_tflite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,7 +23,6 @@ from irstd_edge.export.targets.portable import lowered
 from irstd_edge.export.targets.tflite import to_tflite
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.program import read
-from irstd_edge.runtimes.native import Engine
 
 SIZE, OTHER = (24, 32), (40, 16)
 
@@ -62,14 +61,6 @@ def image(seed=0, size=SIZE):
 
 def compressed(network):
     return compress(capture(network.eval(), SIZE).model)
-
-
-def run_engine(data, x, folder):
-    (folder / "model.irstd").write_bytes(data)
-    engine = Engine(folder / "model.irstd", x.shape[2:])
-    results = [np.empty(shape, np.float32) for shape in engine.output_shapes]
-    engine.bind([np.ascontiguousarray(x[0])], results)()
-    return results[0][None]
 
 
 @pytest.mark.parametrize(("bits", "signed"), [((1, 1), False), ((2, 3), True), ((4, 4), False), ((8, 8), True),

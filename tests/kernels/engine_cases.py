@@ -342,16 +342,32 @@ class _Graph:
     def pool(self) -> None:
         draw, x = self.draw, self.pick()
         known, operator = self.known[x], draw(st.sampled_from(["AveragePool", "MaxPool"]))
-        kernel = [draw(st.sampled_from([2, 2, *range(1, min(size, 5) + 1)])) for size in (known.height, known.width)]
-        kernel = [min(k, s) for k, s in zip(kernel, (known.height, known.width), strict=True)]
-        stride = kernel if draw(st.booleans()) else [draw(st.integers(1, 3)) for _ in kernel]
-        count = kernel[0] * kernel[1] if operator == "AveragePool" else 1
-        sides = [out_side(s, k, step, 1, 0) for s, k, step in
-                 zip((known.height, known.width), kernel, stride, strict=True)]
-        made = known.grown(int(np.ceil(np.log2(count))), known.largest, *sides)
-        self.share(made, count, x, lambda grid: self.builder.add(
-            operator, x, self.channels(x), grid, kernel_h=kernel[0], kernel_w=kernel[1], stride_h=stride[0],
-            stride_w=stride[1]))
+        size, average = (known.height, known.width), operator == "AveragePool"
+        a, kernel, beyond = {}, [], draw(st.booleans())  # the image
+        for axis, n, before, after in (("h", size[0], "top", "bottom"), ("w", size[1], "left", "right")):
+            k = draw(st.sampled_from([2, 2, *range(1, 6)]))
+            kernel.append(k if beyond else min(k, n))
+            a |= {f"kernel_{axis}": kernel[-1], f"stride_{axis}": draw(st.sampled_from([kernel[-1], 1, 2, 3]))}
+            a |= {f"pad_{p}": draw(st.integers(0, k - 1)) if beyond else 0 for p in (before, after)}
+        if beyond:
+            a["ceil_mode"] = draw(st.integers(0, 1))
+        if beyond and average:
+            a["count_padding"] = draw(st.integers(0, 1))
+        sides = [self.windows(n, a, *names) for n, names in zip(size, (("h", "top", "bottom"), ("w", "left", "right")),
+                                                                strict=True)]
+        count = kernel[0] * kernel[1] if average else 1
+        made = known.grown(int(np.ceil(np.log2(count))), known.largest, *sides, exact=not (beyond and average))
+        if min(sides) > 0:
+            self.share(made, count, x, lambda grid: self.builder.add(operator, x, self.channels(x), grid, **a))
+
+    @staticmethod
+    def windows(size: int, a: dict, axis: str, before: str, after: str) -> int:
+        """How many windows of a pool there are, counted one by one."""
+        kernel, stride = a[f"kernel_{axis}"], a[f"stride_{axis}"]
+        start, end, count = -a[f"pad_{before}"], size + a[f"pad_{after}"], 0
+        while start + kernel <= end or (a.get("ceil_mode") and start < size and start - stride + kernel < end):
+            start, count = start + stride, count + 1
+        return count
 
     def share(self, known: _Known, count: int, x: int, add) -> None:
         """A mean of `count` values: where that is no power of two it is exact only after it is rounded to a grid."""
@@ -367,14 +383,35 @@ class _Graph:
         self.share(known.grown(int(np.ceil(np.log2(count))), known.largest, 1, 1), count, x,
                    lambda grid: self.builder.add("GlobalAveragePool", x, self.channels(x), grid))
 
+    def peak(self) -> None:
+        x = self.pick()
+        self.put(self.known[x].grown(0, self.known[x].largest, 1, 1), [x],
+                 lambda grid: self.builder.add("GlobalMaxPool", x, self.channels(x), grid))
+
+    def channel_pool(self, average: bool) -> None:
+        x = self.pick()
+        count = self.channels(x) if average else 1
+        made = self.known[x].grown(int(np.ceil(np.log2(count))), self.known[x].largest)
+        self.share(made, count, x,
+                   lambda grid: self.builder.add(f"Channel{'Average' if average else 'Max'}Pool", x, 1, grid))
+
     def resize(self) -> None:
         draw, x = self.draw, self.pick()
         known, mode = self.known[x], draw(st.sampled_from([0, 1, 1, 2]))
-        scale = (2, 2) if draw(st.booleans()) else (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-        exact = mode == 0 or (mode == 1 and 3 not in scale)
-        if mode == 2:
+        a, sides = {"mode": mode}, []
+        whole = draw(st.booleans())
+        for axis, size in (("h", known.height), ("w", known.width)):
+            scale, divisor = draw(st.integers(1, 4)), 1 if whole else draw(st.integers(1, 4))
+            a |= {f"scale_{axis}": scale, f"divisor_{axis}": divisor}
+            sides.append(size * scale // divisor)
+        if whole and draw(st.booleans()):
+            a, sides = a | {"scale_h": 2, "scale_w": 2}, [2 * known.height, 2 * known.width]
+        exact = mode == 0 or (mode == 1 and whole and 3 not in (a["scale_h"], a["scale_w"]))
+        if not exact:
             self.tolerance = 1e-4  # places are products of a rounded scale
-        made = known.grown(6 * (mode == 1), known.largest, known.height * scale[0], known.width * scale[1], exact)
+        made = known.grown(6 * (mode == 1), known.largest, *sides, exact)
+        if min(sides) < 1:
+            return
         inputs = [x]
         like = (made.height, made.width, self.channels(x))
         other = self.pick(lambda n: (self.known[n].height, self.known[n].width, self.channels(n)) == like)
@@ -382,14 +419,30 @@ class _Graph:
             inputs.append(other)
             wider = max(made.fraction, self.known[other].fraction) - made.fraction
             made = made.grown(wider, made.largest + self.known[other].largest, exact=self.known[other].exact)
-        self.put(made, inputs, lambda grid: self.builder.add("Resize", tuple(inputs), self.channels(x), grid,
-                                                             scale_h=scale[0], scale_w=scale[1], mode=mode))
+        self.put(made, inputs, lambda grid: self.builder.add("Resize", tuple(inputs), self.channels(x), grid, **a))
+
+    def resize_to(self) -> None:
+        """To the size of another tensor, or to a given one."""
+        draw, x, mode = self.draw, self.pick(), self.draw(st.sampled_from([0, 1, 2]))
+        known, inputs, a = self.known[x], [x], {"mode": mode, "size": 2}
+        sides = draw(st.integers(1, 40)), draw(st.integers(1, 150))
+        if draw(st.booleans()):
+            inputs.append(self.pick())
+            sides = self.known[inputs[1]].height, self.known[inputs[1]].width
+            a["size"] = 1
+        else:
+            a |= {"height": sides[0], "width": sides[1]}
+        if mode:
+            self.tolerance = 1e-4
+        self.put(known.grown(0, known.largest, *sides, exact=mode == 0), inputs[:1],
+                 lambda grid: self.builder.add("Resize", tuple(inputs), self.channels(x), grid, **a))
 
     def pair(self, product: bool) -> None:
+        """The second may be one channel, one pixel, or both."""
         a = self.pick()
         x = self.known[a]
-        b = self.pick(lambda n: self.channels(n) == self.channels(a) and (
-            (self.known[n].height, self.known[n].width) in ((x.height, x.width), *[(1, 1)] * product)))
+        b = self.pick(lambda n: self.channels(n) in (1, self.channels(a)) and (
+            (self.known[n].height, self.known[n].width) in ((x.height, x.width), (1, 1))))
         y = self.known[b]
         if product:
             made = x.grown(y.fraction, x.largest * y.largest, exact=y.exact)
@@ -446,10 +499,11 @@ class _Graph:
 
     def build(self) -> tuple[Program, list[np.ndarray], list[float]]:
         kinds = {"conv": lambda: self.convolution(False), "transposed": lambda: self.convolution(True),
-                 "pool": self.pool, "mean": self.mean, "resize": self.resize, "add": lambda: self.pair(False),
+                 "pool": self.pool, "mean": self.mean, "peak": self.peak,
+                 "channel mean": lambda: self.channel_pool(True), "channel peak": lambda: self.channel_pool(False),
+                 "resize": self.resize, "resize to": self.resize_to, "add": lambda: self.pair(False),
                  "multiply": lambda: self.pair(True), "unary": self.unary, "fixed": self.fixed, "concat": self.concat,
-                 "slice": self.slice,
-                 "binary": self.binary}
+                 "slice": self.slice, "binary": self.binary}
         for _ in range(self.draw(st.integers(1, 10))):
             kinds[self.draw(st.sampled_from(list(kinds)))]()
         if len(self.known) == self.builder.inputs:

@@ -108,6 +108,38 @@ def run_node(node: Node, inputs: list[np.ndarray], grid: int, channels: int) -> 
     return float_node(node, tensors, grid, channels).numpy().astype(np.float32)
 
 
+def pool(node: Node, x: torch.Tensor) -> torch.Tensor:
+    """PyTorch's, on the image padded by hand: with what an average counts, or with nothing that a maximum sees."""
+    a, average = node.attributes, node.operator == "AveragePool"
+    pads = (a["pad_left"], a["pad_right"], a["pad_top"], a["pad_bottom"])
+    kernel, stride = (a["kernel_h"], a["kernel_w"]), (a["stride_h"], a["stride_w"])
+
+    def every_window(t: torch.Tensor, fill: float) -> torch.Tensor:
+        """Behind the padding is more, where windows of ceil_mode reach."""
+        t = F.pad(t, pads, value=fill if average else -torch.inf)
+        sides = [(n - k + (s - 1) * a["ceil_mode"]) // s + 1
+                 for n, k, s in zip(t.shape[2:], kernel, stride, strict=True)]
+        sides = [m - (a["ceil_mode"] and (m - 1) * s >= n + p) for m, s, n, p in
+                 zip(sides, stride, x.shape[2:], (a["pad_top"], a["pad_left"]), strict=True)]
+        more = [max((m - 1) * s + k - n, 0) for m, s, k, n in zip(sides, stride, kernel, t.shape[2:], strict=True)]
+        t = F.pad(t, (0, more[1], 0, more[0]), value=0 if average else -torch.inf)
+        y = (F.avg_pool2d if average else F.max_pool2d)(t, kernel, stride)
+        return y[:, :, :sides[0], :sides[1]]
+
+    if not average:
+        return every_window(x, 0)
+    return every_window(x, 0) / every_window(torch.ones_like(x), float(a["count_padding"]))
+
+
+def resize(node: Node, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    a = node.attributes
+    options = {"mode": "bilinear", "align_corners": a["mode"] == 2} if a["mode"] else {"mode": "nearest"}
+    if a["size"] == 0:
+        factors = [a[f"scale_{d}"] / a[f"divisor_{d}"] for d in "hw"]
+        return F.interpolate(x, scale_factor=factors, **options)
+    return F.interpolate(x, size=others[0].shape[2:] if a["size"] == 1 else (a["height"], a["width"]), **options)
+
+
 def float_node(node: Node, inputs: list[torch.Tensor], grid: int, channels: int) -> torch.Tensor:
     a, x = node.attributes, inputs[0]
     c = {k: torch.from_numpy(v.astype(np.float64)) for k, v in node.constants.items()}
@@ -123,15 +155,11 @@ def float_node(node: Node, inputs: list[torch.Tensor], grid: int, channels: int)
                                pair("dilation"))
         h, w = y.shape[2:]
         return activate(node, y[:, :, a["pad_top"]:h - a["pad_bottom"], a["pad_left"]:w - a["pad_right"]])
-    if node.operator == "AveragePool":
-        return F.avg_pool2d(x, pair("kernel"), pair("stride"))
-    if node.operator == "MaxPool":
-        return F.max_pool2d(x, pair("kernel"), pair("stride"))
+    if node.operator in ("AveragePool", "MaxPool"):
+        return pool(node, x)
     if node.operator == "Resize":
-        size = (x.shape[2] * a["scale_h"], x.shape[3] * a["scale_w"])
-        mode, corners = ("nearest", None) if a["mode"] == 0 else ("bilinear", a["mode"] == 2)
-        y = F.interpolate(x, size=size, mode=mode, align_corners=corners)
-        if len(inputs) == 2:
+        y = resize(node, *inputs)
+        if len(inputs) == 2 and a["size"] != 1:
             y = (y if grid < 0 else torch.from_numpy(on_grid(y.numpy(), grid))) + inputs[1]
         return y
     if node.operator == "Add":
@@ -144,5 +172,8 @@ def float_node(node: Node, inputs: list[torch.Tensor], grid: int, channels: int)
         return torch.cat(inputs, 1)
     if node.operator == "Slice":
         return x[:, a["first"]:a["first"] + channels]
-    assert node.operator == "GlobalAveragePool"
-    return x.mean((2, 3), keepdim=True)
+    reductions = {"GlobalAveragePool": lambda: x.mean((2, 3), keepdim=True),
+                  "GlobalMaxPool": lambda: x.amax((2, 3), keepdim=True),
+                  "ChannelAveragePool": lambda: x.mean(1, keepdim=True),
+                  "ChannelMaxPool": lambda: x.amax(1, keepdim=True)}
+    return reductions[node.operator]()

@@ -39,7 +39,13 @@ def everything() -> Program:
     head = b.conv(rng, b.add("Multiply", (up, gate), 12), 1, (1, 1), activation=3, clamp_max=1.0)
     back = b.conv(rng, b.fixed(0, 4), 2, (2, 2), operator="ConvTranspose2d", activation=2, stride_h=2, output_pad_h=1)
     quantised = b.quant(rng, (0, total), 3, bits=(3, 4), **SAME)
-    return b.finish(head, back, b.add("Slice", y, 5, 8, first=7), quantised)
+    sliced = b.add("Slice", y, 5, 8, first=7)
+    pooled = b.add("MaxPool", quantised, 3, kernel_h=3, kernel_w=3, stride_h=2, stride_w=2, ceil_mode=1, **SAME)
+    pooled = b.add("Resize", (pooled, quantised), 3, mode=1, size=1)
+    gates = [b.add(kind, pooled, 1) for kind in ("ChannelAveragePool", "ChannelMaxPool")]
+    pooled = b.add("Add", (b.add("Multiply", (pooled, gates[0]), 3), b.add("GlobalMaxPool", gates[1], 1)), 3)
+    pooled = b.add("Resize", pooled, 3, mode=2, scale_h=2, scale_w=3, divisor_h=3)
+    return b.finish(head, back, sliced, quantised, b.add("Resize", pooled, 3, mode=0, size=2, height=7, width=9))
 
 
 FILE, SIZE = write(everything()), (8, 20)

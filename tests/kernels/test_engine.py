@@ -399,11 +399,16 @@ def test_nan_goes_through(library):
     outs.append(b.add("Activation", 0, 2, activation=1))
     outs += [b.add("MaxPool", 0, 2, kernel_h=2, kernel_w=w, stride_h=1, stride_w=w - 1) for w in (2, 3)]
     outs.append(b.add("Add", (0, outs[0]), 2, activation=1))
+    outs.append(b.add("MaxPool", 0, 2, kernel_h=3, kernel_w=3, stride_h=2, stride_w=2, ceil_mode=1, **SAME))
+    outs += [b.add("ChannelMaxPool", 0, 1), b.add("Resize", 0, 2, mode=0, size=2, height=9, width=20)]
+    whole = [b.add("GlobalMaxPool", 0, 2), b.add("GlobalAveragePool", 0, 2)]
     x = image(2, 7, 75, scale=1)
     x[:, ::3, ::5] = np.nan
-    program = b.finish(*outs)
-    assert all(np.isnan(y).any() and not np.isnan(y).all() for y in run_program(program, x))
-    check(library, available(library), program, [x], [FLOAT_TOLERANCE] * len(outs), runs=2)
+    program = b.finish(*outs, *whole)
+    made = run_program(program, x)
+    assert all(np.isnan(y).any() and not np.isnan(y).all() for y in made[:len(outs)])
+    assert all(np.isnan(y).all() for y in made[len(outs):])
+    check(library, available(library), program, [x], [FLOAT_TOLERANCE] * len(made), runs=2)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -49,6 +49,8 @@ def named(node, slot=None, **fields):
 
 BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Resize_8"
 (SLICE,) = (name for name in NODES if name.startswith("Slice"))
+LIKE, _, GIVEN = (name for name in NODES if name.startswith("Resize") and name != RESIZE)
+(CHANNELS,) = (name for name in NODES if name.startswith("ChannelMaxPool"))
 
 
 @pytest.mark.parametrize(("data", "status", "message"), [
@@ -110,6 +112,16 @@ BINARY, CONV, POOL, RESIZE = "BinaryConv2d_3", "Conv2d_1", "AveragePool_4", "Res
     (named(POOL, slot=(0, 9)), INVALID, "AveragePool_4: a 8x20 image leaves nothing or too much"),
     (named(POOL, slot=(2, 5000)), INVALID, "AveragePool_4: stride_h must be in 1..4096, got 5000"),
     (named(RESIZE, slot=(0, 4096)), INVALID, r"Resize_8: \[12, 16384, 20\] and"),
+    (named(POOL, slot=(4, 2)), INVALID, "AveragePool_4: padding of 2 and 0 must be below the window's 2"),
+    (named(POOL, slot=(8, 2)), INVALID, r"AveragePool_4: ceil_mode must be in 0..1, got 2"),
+    (named(RESIZE, slot=(3, 0)), INVALID, "Resize_8: divisor_h must be in 1..4096, got 0"),
+    (named(RESIZE, slot=(3, 40)), INVALID, r"Resize_8: \[12, 0, 20\] and"),
+    (named(RESIZE, slot=(5, 1)), INVALID, "Resize_8: scale 2 / 1 and side 0 do not go with size 1"),
+    (named(RESIZE, slot=(6, 8)), INVALID, "Resize_8: scale 2 / 1 and side 8 do not go with size 0"),
+    (named(LIKE, slot=(0, 2)), INVALID, f"{LIKE}: scale 2 / 1"),
+    (named(LIKE, input_count=1), INVALID, f"{LIKE}: its size is that of a second input, which it has not"),
+    (named(GIVEN, slot=(6, 0)), INVALID, f"{GIVEN}: scale 1 / 1 and side 0 do not go with size 2"),
+    (named(CHANNELS, op=15), INVALID, f"{CHANNELS}: gives 3 channels, its output has 1"),
     (named(SLICE, slot=(0, 8)), INVALID, f"{SLICE}: takes channels 8 to 12 of 12"),
     (named(SLICE, slot=(0, 65537)), INVALID, f"{SLICE}: first must be in 0..65536, got 65537"),
     (named(SLICE, inputs=0), INVALID, f"{SLICE}: its tensors differ in type"),

@@ -36,6 +36,42 @@ def activate(node, y):
             4: lambda: torch.sigmoid(y), 5: lambda: torch.tanh(y)}[a["activation"]]()
 
 
+def pool(node, x):
+    """Window by window, in NumPy's own reductions."""
+    a, (h, w) = node.attributes, x.shape[2:]
+    rows, columns = (windows(n, a[f"pad_{p}"], a[f"pad_{q}"], a[f"kernel_{d}"], a[f"stride_{d}"], a["ceil_mode"])
+                     for n, p, q, d in ((h, "top", "bottom", "h"), (w, "left", "right", "w")))
+    y = torch.empty(*x.shape[:2], len(rows), len(columns), dtype=x.dtype)
+    for i, (top, bottom, tall) in enumerate(rows):
+        for j, (left, right, wide) in enumerate(columns):
+            window = x[:, :, top:bottom, left:right]
+            count = tall * wide if a.get("count_padding") else (bottom - top) * (right - left)
+            y[:, :, i, j] = window.amax((2, 3)) if node.operator == "MaxPool" else window.sum((2, 3)) / count
+    return y
+
+
+def windows(size, before, after, kernel, stride, ceil_mode):
+    """First and last + 1 of the image's rows in each window, and how many of the padded image's it has."""
+    found, start = [], -before
+    while start + kernel <= size + after or (ceil_mode and start < size and start + kernel - stride < size + after):
+        found.append((max(start, 0), min(start + kernel, size), min(start + kernel, size + after) - start))
+        start += stride
+    return found
+
+
+def resize(node, x, *others):
+    a = node.attributes
+    mode, corners = ("nearest", None) if a["mode"] == 0 else ("bilinear", a["mode"] == 2)
+    if a["size"] == 0:
+        scale = [a[f"scale_{d}"] / a[f"divisor_{d}"] for d in "hw"]
+        size = [n * a[f"scale_{d}"] // a[f"divisor_{d}"] for n, d in zip(x.shape[2:], "hw", strict=True)]
+        y = F.interpolate(x, scale_factor=scale, mode=mode, align_corners=corners, recompute_scale_factor=False)
+        assert y.shape[2:] == tuple(size)
+        return y
+    size = others[0].shape[2:] if a["size"] == 1 else (a["height"], a["width"])
+    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=corners)
+
+
 def run_node(node, inputs, fraction_bits, channels):
     a, x = node.attributes, inputs[0]
     c = {k: torch.from_numpy(np.array(v)) for k, v in node.constants.items()}
@@ -58,16 +94,13 @@ def run_node(node, inputs, fraction_bits, channels):
     if node.operator == "FixedPoint":
         return on_grid(x, a["fraction_bits"], a["bits"])
     if node.operator in ("AveragePool", "MaxPool"):
-        return (F.avg_pool2d if node.operator == "AveragePool" else F.max_pool2d)(x, pair("kernel"), pair("stride"))
+        return pool(node, x)
     if node.operator == "Resize":
-        mode, corners = ("nearest", None) if a["mode"] == 0 else ("bilinear", a["mode"] == 2)
-        size = (x.shape[2] * a["scale_h"], x.shape[3] * a["scale_w"])
-        y = F.interpolate(x, size=size, mode=mode, align_corners=corners)
-        if len(inputs) == 1:
+        y = resize(node, *inputs)
+        if len(inputs) == 1 or a["size"] == 1:
             return y
         return (y if fraction_bits < 0 else on_grid(y, fraction_bits)) + inputs[1]
     if node.operator == "Add":
-        assert inputs[0].shape == inputs[1].shape
         return activate(node, inputs[0] + inputs[1])
     if node.operator == "Multiply":
         return x * inputs[1]
@@ -77,4 +110,8 @@ def run_node(node, inputs, fraction_bits, channels):
         return torch.cat(inputs, 1)
     if node.operator == "Slice":
         return x[:, a["first"]:a["first"] + channels]
-    return x.mean((2, 3), keepdim=True)
+    reductions = {"GlobalAveragePool": lambda: x.mean((2, 3), keepdim=True),
+                  "GlobalMaxPool": lambda: x.amax((2, 3), keepdim=True),
+                  "ChannelAveragePool": lambda: x.mean(1, keepdim=True),
+                  "ChannelMaxPool": lambda: x.amax(1, keepdim=True)}
+    return reductions[node.operator]()

@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from program_cases import PAD, SIZE, WINDOW, Builder, floats, small, values, write_bundle
 from program_truth import run_program
 
@@ -66,6 +69,10 @@ def maps(bits):
             b.add("Resize", y, 4, bits, scale_h=3, scale_w=1, mode=1), b.add("Resize", y, 4, bits, scale_h=1, scale_w=4,
                                                                             mode=2),
             b.add("Add", (x, x), 4, bits), b.add("Concat", (x, x, x), 12, bits)]
+    outs += [b.add("MaxPool", x, 4, bits, kernel_h=3, kernel_w=3, stride_h=2, stride_w=2, ceil_mode=1, **PAD),
+             b.add("AveragePool", x, 4, bits, pad_left=1, count_padding=1, **WINDOW),
+             b.add("Resize", y, 4, bits, scale_h=1, scale_w=2, divisor_h=2, mode=0),
+             b.add("Resize", (y, x), 4, bits, mode=0, size=1)]
     if bits >= 0:
         outs.append(b.add("Resize", (y, x), 4, bits, scale_h=2, scale_w=2, mode=1))
     return b.finish(*floats(b, *outs))
@@ -79,7 +86,15 @@ def sums_and_products():
     grid = b.add("FixedPoint", 1, 4, 6, fraction_bits=6, bits=9)
     return b.finish(total, mean, b.add("Multiply", (total, gate), 4), b.add("Multiply", (0, 1), 4),
                     b.add("Activation", 0, 4, activation=1), b.add("Activation", 0, 4, activation=5),
-                    b.add("Add", (0, 1), 4, activation=3, clamp_min=-0.25, clamp_max=0.25), *floats(b, grid))
+                    b.add("Add", (0, 1), 4, activation=3, clamp_min=-0.25, clamp_max=0.25), *floats(b, grid),
+                    *attention(b, total))
+
+
+def attention(b, x):
+    """One gate by pixel and one by channel, of means and largest values."""
+    peak, pixel = b.add("GlobalMaxPool", x, 4), [b.add(f"Channel{kind}Pool", x, 1) for kind in ("Average", "Max")]
+    return (peak, *pixel, b.add("Add", (b.add("Multiply", (x, pixel[0]), 4), peak), 4, activation=1),
+            b.add("Add", (x, pixel[1]), 4), b.add("Multiply", (peak, b.add("GlobalMaxPool", pixel[1], 1)), 4))
 
 
 PROGRAMS = {"float convolutions": float_convolutions, "transposed": transposed_convolutions,
@@ -112,6 +127,55 @@ def test_every_operator(tmp_path, name, threads):
             # Where corners align PyTorch's places are products of a rounded scale; elsewhere sums differ by ulps.
             atol = 1e-4 if name == "float maps" else 3e-6
             np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-6, err_msg=f"output {i} at {size}")
+
+
+POOLS = [(kernel, stride, pad, ceil) for kernel in ((2, 2), (3, 3), (5, 2), (1, 4)) for ceil in (0, 1)
+         for stride in ((1, 1), (2, 3), (4, 2)) for pad in ((0, 0), (kernel[0] // 2, kernel[1] // 2))]
+
+
+def test_pools_are_those_of_pytorch(tmp_path):
+    """Padding, ceil_mode, what an average counts; images that a window hardly fits."""
+    b, calls = Builder(2), []
+    x = b.add("Activation", 0, 2)
+    for kernel, stride, pad, ceil in POOLS:
+        a = dict(zip(("kernel_h", "kernel_w", "stride_h", "stride_w"), (*kernel, *stride), strict=True))
+        a |= dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), pad * 2, strict=True)) | {"ceil_mode": ceil}
+        b.add("MaxPool", x, 2, **a)
+        calls.append(partial(F.max_pool2d, kernel_size=kernel, stride=stride, padding=pad, ceil_mode=bool(ceil)))
+        for count in (0, 1):
+            b.add("AveragePool", x, 2, count_padding=count, **a)
+            calls.append(partial(F.avg_pool2d, kernel_size=kernel, stride=stride, padding=pad, ceil_mode=bool(ceil),
+                                 count_include_pad=bool(count)))
+    program = b.finish(*range(2, 2 + len(calls)))
+    for size in ((5, 4), (6, 7), (13, 70), (16, 65)):
+        image = values(2, *size)
+        found = run_engine(tmp_path / "m.irstd", program, [image])
+        for i, (y, call) in enumerate(zip(found, calls, strict=True)):
+            np.testing.assert_allclose(y, call(torch.from_numpy(image)).numpy(), atol=1e-6, err_msg=f"{i} at {size}")
+
+
+@pytest.mark.parametrize("mode", range(3))
+def test_resizes_are_those_of_pytorch(tmp_path, mode):
+    """To a size, to that of another image, by a fraction; nearest takes the same pixels, as at 2 to 82."""
+    options = ({"mode": "nearest"}, *({"mode": "bilinear", "align_corners": c} for c in (False, True)))[mode]
+    sizes = [(1, 1), (82, 3), (2, 94), (7, 66), (13, 64), (31, 5)]
+    b, calls = Builder(2), []
+    x = b.add("Activation", 0, 2)
+    for size in sizes:
+        b.add("Resize", x, 2, mode=mode, size=2, height=size[0], width=size[1])
+        calls.append(lambda x, size=size: F.interpolate(x, size=size, **options))
+    for scale, divisor in ((1, 2), (3, 2), (2, 3), (9, 4), (5, 1)):
+        last = b.add("Resize", x, 2, mode=mode, scale_h=scale, divisor_h=divisor, scale_w=scale, divisor_w=divisor)
+        calls.append(lambda x, f=scale / divisor: F.interpolate(x, scale_factor=f, **options))
+        b.add("Resize", (0, last), 2, mode=mode, size=1)
+        calls.append(lambda x, f=calls[-1]: F.interpolate(x, size=f(x).shape[2:], **options))
+    program = b.finish(*range(2, 2 + len(calls)))
+    for size in ((2, 2), (3, 41), (14, 65)):
+        image = values(2, *size)
+        found = run_engine(tmp_path / "m.irstd", program, [image])
+        for i, (y, call) in enumerate(zip(found, calls, strict=True)):
+            want = call(torch.from_numpy(image)[None])[0].numpy()
+            np.testing.assert_allclose(y, want, atol=1e-5 * (mode > 0), err_msg=f"{i} at {size}")
 
 
 def test_every_isa_gives_the_same(tmp_path):

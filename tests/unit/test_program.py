@@ -58,6 +58,9 @@ def everything() -> Program:
     last = add("ConvTranspose2d", (scaled,), 6, up, {"weight": f32(4, 3, 3, 1), "bias": f32(6)})
     packed = {"weight": np.full((5, 3), 6, np.uint8), "scale": f32(5), "bias": f32(5)}
     add("QuantConv2d", (scaled, grid), 5, QUANT, packed)
+    add("GlobalMaxPool", (total,), 4)
+    for kind in ("ChannelAveragePool", "ChannelMaxPool"):
+        add(kind, (total,), 1)
     assert {n.operator for n in nodes} == set(OPERATORS)
     return Program(tuple(tensors), tuple(nodes), 1, (last, total))
 
@@ -253,6 +256,15 @@ def one(node, *tensors, inputs=1, outputs=None):
     return Program(tensors, (node,), inputs, (len(tensors) - 1,) if outputs is None else outputs)
 
 
+def pool(**attributes):
+    a = {"kernel_h": 2, "kernel_w": 2, "stride_h": 2, "stride_w": 2, **attributes}
+    return one(Node("MaxPool", "a", (0,), 1, a), Tensor("x", 4), Tensor("y", 4))
+
+
+def resize(**attributes):
+    return one(Node("Resize", "a", (0,), 1, {"mode": 1, **attributes}), Tensor("x", 4), Tensor("y", 4))
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: one(conv(), Tensor("x", 3), Tensor("y", 6)), "node 0 'c': in_channels is 4, its input has 3"),
     (lambda: one(conv(), Tensor("x", 4), Tensor("y", 5)), "out_channels is 6, its output has 5"),
@@ -264,6 +276,14 @@ def one(node, *tensors, inputs=1, outputs=None):
     (lambda: one(conv(), Tensor("x", 4), Tensor("y", 6), outputs=()), "output_count"),
     (lambda: one(Node("Add", "a", (0,), 1), Tensor("x", 4), Tensor("y", 4)), "input_count is 1, not 2 to 2"),
     (lambda: one(Node("Add", "a", (0, 0), 1), Tensor("x", 4), Tensor("y", 5)), "input 'x' has 4 channels"),
+    (lambda: one(Node("Multiply", "a", (1, 0), 2), Tensor("x", 2), Tensor("v", 4), Tensor("y", 4), inputs=2),
+     "input 'x' has 2 channels, its output 4"),
+    (lambda: pool(pad_left=2), "pad_left is 2, not below kernel_w, 2"),
+    (lambda: one(Node("ChannelMaxPool", "a", (0,), 1), Tensor("x", 4), Tensor("y", 4)), "4 channels, not 1"),
+    (lambda: resize(size=1), "its size is that of a second input"),
+    (lambda: resize(size=1, scale_w=2), "scale_w is 2, and means nothing where size is 1"),
+    (lambda: resize(size=2, height=3), "width is 0 where size is 2"),
+    (lambda: resize(scale_h=2, height=3), "height is 3 where size is 0"),
     (lambda: one(Node("Concat", "a", (0, 0), 1), Tensor("x", 4), Tensor("y", 7)), "8 channels together"),
     (lambda: one(Node("Slice", "a", (0,), 1, {"first": 2}), Tensor("x", 4), Tensor("y", 3)),
      "takes channels 2 to 4 of 4"),

@@ -31,7 +31,15 @@ STEPS = {
     "pool": ("MaxPool", {"kernel_h": 3, "kernel_w": 2, "stride_h": 2, "stride_w": 2}),
     "average": ("AveragePool", {"kernel_h": 2, "kernel_w": 2, "stride_h": 1, "stride_w": 2}),
     "resize": ("Resize", {"scale_h": 2, "scale_w": 3, "mode": 1}),
+    "padded pool": ("MaxPool", {"kernel_h": 3, "kernel_w": 4, "stride_h": 2, "stride_w": 3, "pad_top": 1, "pad_left": 2,
+                                "pad_right": 3}),
+    "ceil mode": ("AveragePool", {"kernel_h": 3, "kernel_w": 5, "stride_h": 2, "stride_w": 4, "pad_left": 4,
+                                  "pad_bottom": 1, "ceil_mode": 1}),
+    "resize by a fraction": ("Resize", {"scale_h": 2, "scale_w": 3, "divisor_h": 3, "divisor_w": 2, "mode": 1}),
+    "resize to a size": ("Resize", {"size": 2, "height": 5, "width": 31, "mode": 2}),
+    "channels": ("ChannelMaxPool", {}),
     "global": ("GlobalAveragePool", {}),
+    "global maximum": ("GlobalMaxPool", {}),
     "sigmoid": ("Activation", {"activation": 4}),
 }
 
@@ -50,6 +58,9 @@ def test_a_chain_and_its_partners():
     joined = Program((*program.tensors, Tensor("t", 1)), (*program.nodes, Node("Add", "sum", (0, 2), 3)), 1, (3,))
     with pytest.raises(ProgramError, match="node 'sum': 13x16 and 12x24 do not go together"):
         tensor_sizes(joined, 13, 16)
+    like = Program((*program.tensors, Tensor("t", 1)), (*program.nodes, Node(
+        "Resize", "up", (1, 0), 3, {"size": 1, "mode": 0})), 1, (3,))
+    assert tensor_sizes(like, 13, 16)[3] == (13, 16)
     gate = Program((*[Tensor(f"t{i}", 1) for i in range(3)],),
                    (Node("GlobalAveragePool", "mean", (0,), 1), Node("Multiply", "gate", (0, 1), 2)), 1, (2,))
     assert tensor_sizes(gate, 5, 7) == [(5, 7), (1, 1), (5, 7)]

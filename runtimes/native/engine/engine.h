@@ -59,6 +59,12 @@ typedef struct {
 
 typedef struct irstd_node irstd_node;
 
+/* What each column of a resize mixes: source columns place and place + 1, the latter with weight part. */
+typedef struct {
+    int32_t *place;
+    float *part;
+} irstd_columns;
+
 /* The int16 epilogue of one channel; every int16 twice, for broadcasting loads. */
 typedef struct {
     int32_t multiplier, offset, slope, shift_out;
@@ -139,6 +145,7 @@ struct irstd_node {
     irstd_qconv *qconv;
     const irstd_map *pooled; /* of a maximum pool: the quantised map that it reads, and makes one of */
     irstd_fixed_conv *fixed_conv;
+    irstd_columns *columns; /* of a resize */
     /* A float or quantised convolution: the inputs but the addend are its image, one tensor's channels behind the
      * other's; the addend, the last input, is added before the activation. */
     int has_addend;
@@ -285,6 +292,18 @@ static inline int64_t irstd_slide(int64_t size, int64_t before, int64_t after, i
     int64_t extent = dilation * (kernel - 1) + 1;
     return size + before + after < extent ? 0 : (size + before + after - extent) / stride + 1;
 }
+
+/* window.c. Whether windows of a pool reach beyond its image. */
+int irstd_leaves_image(const irstd_node *n);
+
+/* What row (or column) `to` of a resize mixes: first * (1 - fraction) + second * fraction. */
+typedef struct {
+    int64_t first, second;
+    float fraction;
+} irstd_mix;
+irstd_mix irstd_resize_source(const irstd_node *n, int across, int64_t to);
+/* Rows (or columns) of its source from one to the next of the result. */
+float irstd_resize_step(const irstd_node *n, int across);
 
 /* The name of an operator of the file, or NULL. */
 const char *irstd_operator_name(int op);

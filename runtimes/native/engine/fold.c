@@ -75,7 +75,9 @@ static irstd_node *summand(struct irstd_session *s, const irstd_node *sum, int j
 
 /* The convolution moves to the place of the sum, where both summands are known. */
 static irstd_status fold_sum(struct irstd_session *s, irstd_node *sum, irstd_error *error) {
-    if (!is_float(sum->output)) return IRSTD_OK;
+    const irstd_tensor *b = sum->inputs[1], *total = sum->output;
+    if (!is_float(total) || b->channels != total->channels || b->height != total->height || b->width != total->width)
+        return IRSTD_OK;
     irstd_node *first = summand(s, sum, 0), *second = summand(s, sum, 1), *conv = first > second ? first : second;
     if (!conv) return IRSTD_OK;
     irstd_node made = *conv, left = *sum;

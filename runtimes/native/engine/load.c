@@ -226,6 +226,40 @@ static irstd_status load_conv(struct irstd_session *s, irstd_node *n, irstd_tens
     return IRSTD_OK;
 }
 
+static irstd_status load_pool(irstd_node *n, int64_t *height, int64_t *width, irstd_error *error) {
+    const int32_t *i = n->i;
+    for (int axis = 0; axis < 2; axis++) {
+        const int64_t kernel = i[IRSTD_MAX_POOL_KERNEL_H + axis], stride = i[IRSTD_MAX_POOL_STRIDE_H + axis];
+        const int64_t before = i[IRSTD_MAX_POOL_PAD_TOP + axis], after = i[IRSTD_MAX_POOL_PAD_BOTTOM + axis];
+        int64_t *size = axis ? width : height;
+        if (before >= kernel || after >= kernel) /* else a window may hold no pixel */
+            FAIL("%s: padding of %lld and %lld must be below the window's %lld", n->name, (long long)before, (long long)after,
+                 (long long)kernel);
+        const int64_t padded = *size + before, beyond = i[IRSTD_MAX_POOL_CEIL_MODE] ? stride - 1 : 0;
+        *size = irstd_slide(padded, 0, after + beyond, kernel, 1, stride);
+        if (beyond && (*size - 1) * stride >= padded) --*size; /* it would begin behind the image */
+    }
+    return IRSTD_OK;
+}
+
+static irstd_status load_resize(irstd_node *n, int64_t *height, int64_t *width, irstd_error *error) {
+    const int32_t *i = n->i;
+    const int scaled = i[IRSTD_RESIZE_SIZE] == IRSTD_RESIZE_SIZE_SCALED, given = i[IRSTD_RESIZE_SIZE] == IRSTD_RESIZE_SIZE_GIVEN;
+    const int like = i[IRSTD_RESIZE_SIZE] == IRSTD_RESIZE_SIZE_LIKE;
+    if (like && n->input_count != 2) FAIL("%s: its size is that of a second input, which it has not", n->name);
+    for (int axis = 0; axis < 2; axis++) {
+        const int32_t scale = i[IRSTD_RESIZE_SCALE_H + axis], divisor = i[IRSTD_RESIZE_DIVISOR_H + axis];
+        const int32_t side = i[IRSTD_RESIZE_HEIGHT + axis];
+        int64_t *size = axis ? width : height;
+        if ((!scaled && (scale != 1 || divisor != 1)) || (side > 0) != given)
+            FAIL("%s: scale %d / %d and side %d do not go with size %d", n->name, scale, divisor, side, i[IRSTD_RESIZE_SIZE]);
+        if (scaled) *size = *size * scale / divisor;
+        if (given) *size = side;
+        if (like) *size = axis ? n->inputs[1]->width : n->inputs[1]->height;
+    }
+    return IRSTD_OK;
+}
+
 static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_error *error) {
     irstd_tensor *y = n->output, *x = n->inputs[0];
     const int32_t *i = n->i;
@@ -248,14 +282,8 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
             FAIL("%s: FixedPoint takes float32 and gives int16 of its 2..16 bits", n->name);
         break;
     case IRSTD_OP_AVERAGE_POOL:
-    case IRSTD_OP_MAX_POOL:
-        height = irstd_slide(x->height, 0, 0, i[0], 1, i[2]);
-        width = irstd_slide(x->width, 0, 0, i[1], 1, i[3]);
-        break;
-    case IRSTD_OP_RESIZE:
-        height *= i[0];
-        width *= i[1];
-        break;
+    case IRSTD_OP_MAX_POOL: status = load_pool(n, &height, &width, error); break;
+    case IRSTD_OP_RESIZE: status = load_resize(n, &height, &width, error); break;
     case IRSTD_OP_ADD:
         status = check_activation(n, i[0], 0, channels, error);
         break;
@@ -272,7 +300,10 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
             channels += t->channels;
         }
         break;
-    case IRSTD_OP_GLOBAL_AVERAGE_POOL: height = width = 1; break;
+    case IRSTD_OP_GLOBAL_AVERAGE_POOL:
+    case IRSTD_OP_GLOBAL_MAX_POOL: height = width = 1; break;
+    case IRSTD_OP_CHANNEL_AVERAGE_POOL:
+    case IRSTD_OP_CHANNEL_MAX_POOL: channels = 1; break;
     case IRSTD_OP_SLICE:
         if (y->type != x->type || y->fraction_bits != x->fraction_bits) FAIL("%s: its tensors differ in type", n->name);
         if (i[IRSTD_SLICE_FIRST] + y->channels > x->channels)
@@ -281,10 +312,11 @@ static irstd_status load_node(struct irstd_session *s, irstd_node *n, irstd_erro
         break;
     }
     if (status) return status;
-    if (n->op == IRSTD_OP_ADD || n->op == IRSTD_OP_MULTIPLY || (n->op == IRSTD_OP_RESIZE && n->input_count == 2)) {
+    const int pair = n->op == IRSTD_OP_ADD || n->op == IRSTD_OP_MULTIPLY;
+    if (pair || (n->op == IRSTD_OP_RESIZE && n->input_count == 2 && i[IRSTD_RESIZE_SIZE] != IRSTD_RESIZE_SIZE_LIKE)) {
         const irstd_tensor *b = n->inputs[1];
-        int broadcast = n->op == IRSTD_OP_MULTIPLY && b->height == 1 && b->width == 1;
-        if (b->channels != channels || (!broadcast && (b->height != height || b->width != width)))
+        const int one_channel = pair && b->channels == 1, one_pixel = pair && b->height == 1 && b->width == 1;
+        if ((b->channels != channels && !one_channel) || ((b->height != height || b->width != width) && !one_pixel))
             FAIL("%s: [%d, %lld, %lld] and [%d, %lld, %lld] do not go together", n->name, channels, (long long)height,
                  (long long)width, b->channels, (long long)b->height, (long long)b->width);
     }
@@ -455,9 +487,11 @@ irstd_status irstd_load(struct irstd_session *s, irstd_error *error) {
     }
     uint64_t at = h.nodes_offset;
     for (int k = 0; k < s->node_count; k++) {
-        status = load_record(s, &s->nodes[k], k, &at, &text, error);
-        if (!status) status = load_node(s, &s->nodes[k], error);
+        irstd_node *n = &s->nodes[k];
+        status = load_record(s, n, k, &at, &text, error);
+        if (!status) status = load_node(s, n, error);
         if (status) return status;
+        if (n->op == IRSTD_OP_RESIZE && n->i[IRSTD_RESIZE_SIZE] == IRSTD_RESIZE_SIZE_LIKE) n->input_count = 1; /* no values of it */
     }
     for (int k = 0; k < s->output_count; k++)
         if (s->outputs[k] >= h.tensor_count || !s->tensors[s->outputs[k]].height || s->tensors[s->outputs[k]].type != IRSTD_TENSOR_TYPE_FLOAT32)

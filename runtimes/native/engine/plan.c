@@ -37,16 +37,19 @@ static int64_t rows_needed(const irstd_node *n, int input, int64_t rows) {
         break;
     case IRSTD_OP_CONV_TRANSPOSE2D: need = floor_divide(last + i[IRSTD_CONV2D_PAD_TOP], i[IRSTD_CONV2D_STRIDE_H]) + 1; break;
     case IRSTD_OP_AVERAGE_POOL:
-    case IRSTD_OP_MAX_POOL: need = last * i[IRSTD_AVERAGE_POOL_STRIDE_H] + i[IRSTD_AVERAGE_POOL_KERNEL_H]; break;
-    case IRSTD_OP_RESIZE: /* one more than nearest and bilinear read */
-        if (!input) need = i[IRSTD_RESIZE_MODE] == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS
-                               ? floor_divide(last * (x->height - 1), irstd_max(1, n->output->height - 1)) + 2
-                               : floor_divide(2 * last + 1 + i[IRSTD_RESIZE_SCALE_H], 2 * i[IRSTD_RESIZE_SCALE_H]) + 1;
+    case IRSTD_OP_MAX_POOL:
+        need = last * i[IRSTD_MAX_POOL_STRIDE_H] - i[IRSTD_MAX_POOL_PAD_TOP] + i[IRSTD_MAX_POOL_KERNEL_H];
+        break;
+    case IRSTD_OP_RESIZE:
+        if (!input) need = rows > 0 ? irstd_resize_source(n, 0, last).second + 1
+                                    : floor_divide((2 * last + 1) * x->height + n->output->height, 2 * n->output->height) + 1;
         break;
     case IRSTD_OP_GLOBAL_AVERAGE_POOL:
+    case IRSTD_OP_GLOBAL_MAX_POOL:
         if (rows > 0) need = x->height;
         break;
-    case IRSTD_OP_MULTIPLY:
+    case IRSTD_OP_ADD:
+    case IRSTD_OP_MULTIPLY: /* the factor of one pixel */
         if (x->height == 1) need = rows > 0;
         break;
     default: break;
@@ -70,13 +73,13 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
                     i[IRSTD_CONV2D_STRIDE_H] - 1;
         break;
     case IRSTD_OP_AVERAGE_POOL:
-    case IRSTD_OP_MAX_POOL: first = row * i[IRSTD_AVERAGE_POOL_STRIDE_H]; break;
+    case IRSTD_OP_MAX_POOL: first = row * i[IRSTD_MAX_POOL_STRIDE_H] - i[IRSTD_MAX_POOL_PAD_TOP]; break;
     case IRSTD_OP_RESIZE:
-        if (!input) first = i[IRSTD_RESIZE_MODE] == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS
-                                ? row * (x->height - 1) / irstd_max(1, n->output->height - 1) - 1
-                                : (2 * row + 1 - i[IRSTD_RESIZE_SCALE_H]) / (2 * i[IRSTD_RESIZE_SCALE_H]);
+        if (!input) first = row < n->output->height ? irstd_resize_source(n, 0, row).first : x->height;
         break;
-    case IRSTD_OP_GLOBAL_AVERAGE_POOL: first = row ? x->height : 0; break;
+    case IRSTD_OP_GLOBAL_AVERAGE_POOL:
+    case IRSTD_OP_GLOBAL_MAX_POOL: first = row ? x->height : 0; break;
+    case IRSTD_OP_ADD:
     case IRSTD_OP_MULTIPLY:
         if (x->height == 1) first = row < n->output->height ? 0 : 1;
         break;

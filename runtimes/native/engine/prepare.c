@@ -478,6 +478,19 @@ static irstd_status prepare_conv(struct irstd_session *s, irstd_node *n, irstd_e
     return IRSTD_OK;
 }
 
+static irstd_status prepare_resize(struct irstd_session *s, irstd_node *n, irstd_error *error) {
+    irstd_columns *c = n->columns = irstd_own(s, sizeof *c);
+    const size_t width = (size_t)n->output->width;
+    if (!c || !(c->place = irstd_own(s, width * sizeof *c->place)) || !(c->part = irstd_own(s, width * sizeof *c->part)))
+        return out_of_memory(error);
+    for (int64_t j = 0; j < n->output->width; j++) {
+        const irstd_mix mix = irstd_resize_source(n, 1, j);
+        c->place[j] = (int32_t)mix.first;
+        c->part[j] = mix.fraction;
+    }
+    return IRSTD_OK;
+}
+
 static int is_conv(const irstd_node *n) { return n->op == IRSTD_OP_CONV2D || n->op == IRSTD_OP_CONV_TRANSPOSE2D; }
 
 irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
@@ -517,7 +530,10 @@ irstd_status irstd_prepare(struct irstd_session *s, irstd_error *error) {
     for (int k = 0; k < s->node_count; k++) {
         irstd_node *n = &s->nodes[k];
         if (n->folded_into) continue;
-        irstd_status status = n->bconv ? prepare_bconv(s, n, error) : is_conv(n) ? prepare_conv(s, n, error) : IRSTD_OK;
+        irstd_status status = n->bconv                  ? prepare_bconv(s, n, error)
+                            : is_conv(n)                ? prepare_conv(s, n, error)
+                            : n->op == IRSTD_OP_RESIZE ? prepare_resize(s, n, error)
+                                                        : IRSTD_OK;
         if (status) return status;
         /* What reads its map takes it from its values. */
         if (!irstd_quant_emits(n) && !irstd_emits_map(n)) n->output->stored = 1;

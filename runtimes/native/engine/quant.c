@@ -438,7 +438,7 @@ static int is_never_nan(const irstd_node *n) {
 void irstd_quant_find_pool(const struct irstd_session *s, irstd_node *n) {
     irstd_tensor *x = n->inputs[0];
     const irstd_tensor *y = n->output;
-    if (n->op != IRSTD_OP_MAX_POOL || y->stored || y->map_count != 1 || !y->maps[0].quantizer) return;
+    if (n->op != IRSTD_OP_MAX_POOL || y->stored || y->map_count != 1 || !y->maps[0].quantizer || irstd_leaves_image(n)) return;
     for (int k = 0; k < s->node_count; k++)
         if (s->nodes[k].output == x && s->nodes[k].qconv && is_never_nan(&s->nodes[k]))
             n->pooled = map_of(x, y->maps[0].quantizer, 0, irstd_max(x->width, QUANT_COLUMNS));

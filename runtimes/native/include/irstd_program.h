@@ -27,6 +27,10 @@
 #define IRSTD_RESIZE_MODE_BILINEAR 1
 #define IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS 2
 
+#define IRSTD_RESIZE_SIZE_SCALED 0
+#define IRSTD_RESIZE_SIZE_LIKE 1
+#define IRSTD_RESIZE_SIZE_GIVEN 2
+
 /* bytes 0: none. */
 typedef struct irstd_constant_record {
     uint32_t offset;
@@ -86,6 +90,9 @@ enum {
     IRSTD_OP_CONV_TRANSPOSE2D = 12,
     IRSTD_OP_SLICE = 13,
     IRSTD_OP_QUANT_CONV2D = 14,
+    IRSTD_OP_GLOBAL_MAX_POOL = 15,
+    IRSTD_OP_CHANNEL_AVERAGE_POOL = 16,
+    IRSTD_OP_CHANNEL_MAX_POOL = 17,
 };
 
 /* X(NAME, number, text, fewest inputs, most inputs, integers, floats, constants) */
@@ -93,9 +100,9 @@ enum {
     X(BINARY_CONV2D, 1, "BinaryConv2d", 1, 2, 20, 2, 5) \
     X(CONV2D, 2, "Conv2d", 1, 1, 14, 2, 3) \
     X(FIXED_POINT, 3, "FixedPoint", 1, 1, 2, 0, 0) \
-    X(AVERAGE_POOL, 4, "AveragePool", 1, 1, 4, 0, 0) \
-    X(MAX_POOL, 5, "MaxPool", 1, 1, 4, 0, 0) \
-    X(RESIZE, 6, "Resize", 1, 2, 3, 0, 0) \
+    X(AVERAGE_POOL, 4, "AveragePool", 1, 1, 10, 0, 0) \
+    X(MAX_POOL, 5, "MaxPool", 1, 1, 9, 0, 0) \
+    X(RESIZE, 6, "Resize", 1, 2, 8, 0, 0) \
     X(ADD, 7, "Add", 2, 2, 1, 2, 1) \
     X(MULTIPLY, 8, "Multiply", 2, 2, 0, 0, 0) \
     X(ACTIVATION, 9, "Activation", 1, 1, 1, 2, 1) \
@@ -103,7 +110,10 @@ enum {
     X(GLOBAL_AVERAGE_POOL, 11, "GlobalAveragePool", 1, 1, 0, 0, 0) \
     X(CONV_TRANSPOSE2D, 12, "ConvTranspose2d", 1, 1, 16, 2, 3) \
     X(SLICE, 13, "Slice", 1, 1, 1, 0, 0) \
-    X(QUANT_CONV2D, 14, "QuantConv2d", 1, 8, 18, 3, 3)
+    X(QUANT_CONV2D, 14, "QuantConv2d", 1, 8, 18, 3, 3) \
+    X(GLOBAL_MAX_POOL, 15, "GlobalMaxPool", 1, 1, 0, 0, 0) \
+    X(CHANNEL_AVERAGE_POOL, 16, "ChannelAveragePool", 1, 1, 0, 0, 0) \
+    X(CHANNEL_MAX_POOL, 17, "ChannelMaxPool", 1, 1, 0, 0, 0)
 
 /* X(OPERATOR, NAME, text, slot, minimum, maximum) of every i[] slot */
 #define IRSTD_PROGRAM_INTEGERS(X) \
@@ -147,13 +157,29 @@ enum {
     X(AVERAGE_POOL, KERNEL_W, "kernel_w", 1, 1, 4096) \
     X(AVERAGE_POOL, STRIDE_H, "stride_h", 2, 1, 4096) \
     X(AVERAGE_POOL, STRIDE_W, "stride_w", 3, 1, 4096) \
+    X(AVERAGE_POOL, PAD_TOP, "pad_top", 4, 0, 4096) \
+    X(AVERAGE_POOL, PAD_LEFT, "pad_left", 5, 0, 4096) \
+    X(AVERAGE_POOL, PAD_BOTTOM, "pad_bottom", 6, 0, 4096) \
+    X(AVERAGE_POOL, PAD_RIGHT, "pad_right", 7, 0, 4096) \
+    X(AVERAGE_POOL, CEIL_MODE, "ceil_mode", 8, 0, 1) \
+    X(AVERAGE_POOL, COUNT_PADDING, "count_padding", 9, 0, 1) \
     X(MAX_POOL, KERNEL_H, "kernel_h", 0, 1, 4096) \
     X(MAX_POOL, KERNEL_W, "kernel_w", 1, 1, 4096) \
     X(MAX_POOL, STRIDE_H, "stride_h", 2, 1, 4096) \
     X(MAX_POOL, STRIDE_W, "stride_w", 3, 1, 4096) \
+    X(MAX_POOL, PAD_TOP, "pad_top", 4, 0, 4096) \
+    X(MAX_POOL, PAD_LEFT, "pad_left", 5, 0, 4096) \
+    X(MAX_POOL, PAD_BOTTOM, "pad_bottom", 6, 0, 4096) \
+    X(MAX_POOL, PAD_RIGHT, "pad_right", 7, 0, 4096) \
+    X(MAX_POOL, CEIL_MODE, "ceil_mode", 8, 0, 1) \
     X(RESIZE, SCALE_H, "scale_h", 0, 1, 4096) \
     X(RESIZE, SCALE_W, "scale_w", 1, 1, 4096) \
     X(RESIZE, MODE, "mode", 2, 0, 2) \
+    X(RESIZE, DIVISOR_H, "divisor_h", 3, 1, 4096) \
+    X(RESIZE, DIVISOR_W, "divisor_w", 4, 1, 4096) \
+    X(RESIZE, SIZE, "size", 5, 0, 2) \
+    X(RESIZE, HEIGHT, "height", 6, 0, 32768) \
+    X(RESIZE, WIDTH, "width", 7, 0, 32768) \
     X(ADD, ACTIVATION, "activation", 0, 0, 5) \
     X(ACTIVATION, ACTIVATION, "activation", 0, 0, 5) \
     X(CONV_TRANSPOSE2D, IN_CHANNELS, "in_channels", 0, 1, 65536) \
@@ -251,17 +277,33 @@ enum {
 #define IRSTD_AVERAGE_POOL_KERNEL_W 1 /* i[] */
 #define IRSTD_AVERAGE_POOL_STRIDE_H 2 /* i[] */
 #define IRSTD_AVERAGE_POOL_STRIDE_W 3 /* i[] */
+#define IRSTD_AVERAGE_POOL_PAD_TOP 4 /* i[] */
+#define IRSTD_AVERAGE_POOL_PAD_LEFT 5 /* i[] */
+#define IRSTD_AVERAGE_POOL_PAD_BOTTOM 6 /* i[] */
+#define IRSTD_AVERAGE_POOL_PAD_RIGHT 7 /* i[] */
+#define IRSTD_AVERAGE_POOL_CEIL_MODE 8 /* i[] */
+#define IRSTD_AVERAGE_POOL_COUNT_PADDING 9 /* i[] */
 
 /* MaxPool(x) */
 #define IRSTD_MAX_POOL_KERNEL_H 0 /* i[] */
 #define IRSTD_MAX_POOL_KERNEL_W 1 /* i[] */
 #define IRSTD_MAX_POOL_STRIDE_H 2 /* i[] */
 #define IRSTD_MAX_POOL_STRIDE_W 3 /* i[] */
+#define IRSTD_MAX_POOL_PAD_TOP 4 /* i[] */
+#define IRSTD_MAX_POOL_PAD_LEFT 5 /* i[] */
+#define IRSTD_MAX_POOL_PAD_BOTTOM 6 /* i[] */
+#define IRSTD_MAX_POOL_PAD_RIGHT 7 /* i[] */
+#define IRSTD_MAX_POOL_CEIL_MODE 8 /* i[] */
 
-/* Resize(x, addend?) */
+/* Resize(x, addend or like?) */
 #define IRSTD_RESIZE_SCALE_H 0 /* i[] */
 #define IRSTD_RESIZE_SCALE_W 1 /* i[] */
 #define IRSTD_RESIZE_MODE 2 /* i[] */
+#define IRSTD_RESIZE_DIVISOR_H 3 /* i[] */
+#define IRSTD_RESIZE_DIVISOR_W 4 /* i[] */
+#define IRSTD_RESIZE_SIZE 5 /* i[] */
+#define IRSTD_RESIZE_HEIGHT 6 /* i[] */
+#define IRSTD_RESIZE_WIDTH 7 /* i[] */
 
 /* Add(a, b) */
 #define IRSTD_ADD_ACTIVATION 0 /* i[] */
@@ -332,5 +374,11 @@ enum {
 #define IRSTD_QUANT_CONV2D_WEIGHT 0 /* constant[] */
 #define IRSTD_QUANT_CONV2D_SCALE 1 /* constant[] */
 #define IRSTD_QUANT_CONV2D_BIAS 2 /* constant[] */
+
+/* GlobalMaxPool(x) */
+
+/* ChannelAveragePool(x) */
+
+/* ChannelMaxPool(x) */
 
 #endif

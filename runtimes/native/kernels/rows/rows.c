@@ -16,27 +16,50 @@ static inline void join(const float *in, int64_t step, int64_t n, int average, f
         for (int64_t j = 0; j < n; j++) out[j] = in[j * step] > out[j] || in[j * step] != in[j * step] ? in[j * step] : out[j];
 }
 
+/* Columns that the windows of a pool see, and those of the image that none sees. */
+static int64_t pool_columns(const irstd_node *n) {
+    const int64_t seen = (n->output->width - 1) * n->i[IRSTD_MAX_POOL_STRIDE_W] + n->i[IRSTD_MAX_POOL_KERNEL_W];
+    return irstd_max(seen, n->i[IRSTD_MAX_POOL_PAD_LEFT] + n->inputs[0]->width);
+}
+
+/* How many of the window's rows (or columns) from `first` on count in an average: those of the image, or of its padding. */
+static int64_t counted(int64_t first, int64_t kernel, int64_t before, int64_t size, int64_t after, int padding) {
+    const int64_t end = irstd_min(first + kernel, padding ? size + after : size);
+    return end - irstd_max(first, padding ? -before : 0);
+}
+
 static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
     const irstd_tensor *x = n->inputs[0], *y = n->output;
-    const int kh = n->i[0], kw = n->i[1], sh = n->i[2], sw = n->i[3], average = n->op == IRSTD_OP_AVERAGE_POOL;
+    const int32_t *i = n->i;
+    const int kh = i[IRSTD_MAX_POOL_KERNEL_H], kw = i[IRSTD_MAX_POOL_KERNEL_W], sw = i[IRSTD_MAX_POOL_STRIDE_W];
+    const int average = n->op == IRSTD_OP_AVERAGE_POOL, padding = average && i[IRSTD_AVERAGE_POOL_COUNT_PADDING];
+    const int64_t left = i[IRSTD_MAX_POOL_PAD_LEFT], columns = pool_columns(n);
+    const int64_t top = row * i[IRSTD_MAX_POOL_STRIDE_H] - i[IRSTD_MAX_POOL_PAD_TOP];
+    const int64_t first = irstd_max(top, 0), last = irstd_min(top + kh, x->height);
     char *result = irstd_tensor_row(y, row);
-    float *in = (float *)(void *)scratch, *rows = in + padded(x->width), *copy = rows + padded(x->width);
-    const float share = 1.0f / (float)(kh * kw);
-    if (kh == 2 && kw == 2 && sh == 2 && sw == 2 && alike(x, y)) {
-        const int16_t *top = irstd_tensor_row(x, 2 * row), *bottom = irstd_tensor_row(x, 2 * row + 1);
+    const int leaves = irstd_leaves_image(n);
+    if (kh == 2 && kw == 2 && sw == 2 && alike(x, y) && !leaves) {
+        const int16_t *upper = irstd_tensor_row(x, top), *lower = irstd_tensor_row(x, top + 1);
         int16_t *to = (int16_t *)(void *)result;
-        for (int c = 0; c < y->channels; c++, top += x->stride, bottom += x->stride, to += y->stride)
-            (average ? average_pool2 : max_pool2)(top, bottom, y->width, to);
+        for (int c = 0; c < y->channels; c++, upper += x->stride, lower += x->stride, to += y->stride)
+            (average ? average_pool2 : max_pool2)(upper, lower, y->width, to);
         return;
     }
+    float *in = (float *)(void *)scratch, *rows = in + padded(x->width), *copy = rows + padded(columns);
+    float *share = copy + padded(y->width);
+    for (int64_t j = 0; j < columns; j++) rows[j] = average ? 0 : -INFINITY; /* what lies beyond the image */
+    for (int64_t j = 0; j < y->width; j++) share[j] = 1.0f / (float)(kh * kw);
+    for (int64_t j = 0; j < y->width && average && leaves; j++)
+        share[j] = 1.0f / (float)(counted(top, kh, i[IRSTD_MAX_POOL_PAD_TOP], x->height, i[IRSTD_MAX_POOL_PAD_BOTTOM], padding) *
+                                  counted(j * sw - left, kw, left, x->width, i[IRSTD_MAX_POOL_PAD_RIGHT], padding));
     for (int c = 0; c < y->channels; c++) {
         float *out = result_of(y, row, c, copy);
-        for (int r = 0; r < kh; r++) { /* down the columns first, where nothing is shuffled */
-            const float *from = floats_of(x, row * sh + r, c, x->width, in);
-            if (r)
-                join(from, 1, x->width, average, rows);
+        for (int64_t r = first; r < last; r++) { /* down the columns first, where nothing is shuffled */
+            const float *from = floats_of(x, r, c, x->width, in);
+            if (r > first)
+                join(from, 1, x->width, average, rows + left);
             else
-                memcpy(rows, from, (size_t)x->width * sizeof *rows);
+                memcpy(rows + left, from, (size_t)x->width * sizeof *rows);
         }
         for (int64_t j = 0; j < y->width; j++) out[j] = rows[j * sw];
         for (int k = 1; k < kw; k++) {
@@ -46,45 +69,67 @@ static void pool_row(const irstd_node *n, int64_t row, char *scratch) {
                 join(rows + k, sw, y->width, average, out);
         }
         if (average)
-            for (int64_t j = 0; j < y->width; j++) out[j] *= share;
+            for (int64_t j = 0; j < y->width; j++) out[j] *= share[j];
         write_back(y, row, c, y->width, out);
     }
 }
 
+static inline float larger(float v, float than) { return v > than || v != v ? v : than; }
+
+static double row_sum(const float *row, int64_t n) {
+    vf lanes = all(0);
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) lanes += load(row + j);
+    float part = 0;
+    for (int k = 0; k < LANES; k++) part += lanes[k];
+    for (; j < n; j++) part += row[j];
+    return (double)part;
+}
+
+/* The larger of `peak` and a row's values; a NaN wins. */
+static float row_peak(const float *row, int64_t n, float peak) {
+    vf lanes = all(peak);
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        const vf v = load(row + j);
+        lanes = blend((v > lanes) | (v != v), v, lanes);
+    }
+    for (int k = 0; k < LANES; k++) peak = larger(lanes[k], peak);
+    for (; j < n; j++) peak = larger(row[j], peak);
+    return peak;
+}
+
 static void global_pool(const irstd_node *n, char *scratch) {
     const irstd_tensor *x = n->inputs[0], *y = n->output;
+    const int average = n->op == IRSTD_OP_GLOBAL_AVERAGE_POOL;
     float *in = (float *)(void *)scratch;
     for (int c = 0; c < y->channels; c++) {
         double sum = 0;
+        float peak = -INFINITY;
         for (int64_t r = 0; r < x->height; r++) {
-            read_plane(x, irstd_tensor_row(x, r), c, x->width, in);
-            float part = 0;
-            for (int64_t j = 0; j < x->width; j++) part += in[j];
-            sum += (double)part;
+            const float *from = floats_of(x, r, c, x->width, in);
+            if (average)
+                sum += row_sum(from, x->width);
+            else
+                peak = row_peak(from, x->width, peak);
         }
-        float mean = (float)(sum / ((double)x->height * (double)x->width));
-        write_plane(y, irstd_tensor_row(y, 0), c, 1, &mean);
+        const float result = average ? (float)(sum / ((double)x->height * (double)x->width)) : peak;
+        write_plane(y, irstd_tensor_row(y, 0), c, 1, &result);
     }
+}
+
+static void channel_pool_row(const irstd_node *n, int64_t row, char *scratch) {
+    const irstd_tensor *x = n->inputs[0], *y = n->output;
+    const int average = n->op == IRSTD_OP_CHANNEL_AVERAGE_POOL;
+    float *in = (float *)(void *)scratch, *out = result_of(y, row, 0, in + padded(y->width));
+    read_plane(x, irstd_tensor_row(x, row), 0, y->width, out);
+    for (int c = 1; c < x->channels; c++) join(floats_of(x, row, c, y->width, in), 1, y->width, average, out);
+    const float share = 1.0f / (float)x->channels;
+    for (int64_t j = 0; j < y->width && average; j++) out[j] *= share;
+    write_back(y, row, 0, y->width, out);
 }
 
 /* ---- resize ---- */
-
-/* Where output index `to` reads: source and weight of the next one. */
-static int64_t source_of(int64_t to, int64_t scale, int64_t size, int mode, float *fraction) {
-    float at;
-    if (mode == IRSTD_RESIZE_MODE_NEAREST) {
-        *fraction = 0;
-        return to / scale;
-    }
-    if (mode == IRSTD_RESIZE_MODE_BILINEAR)
-        at = ((float)to + 0.5f) / (float)scale - 0.5f;
-    else
-        at = size * scale > 1 ? (float)to * (float)(size - 1) / (float)(size * scale - 1) : 0;
-    if (at < 0) at = 0;
-    int64_t first = irstd_min((int64_t)at, size - 1);
-    *fraction = at - (float)first;
-    return first;
-}
 
 /* Twice the columns with aligned corners: column 2j lies between j - 1 and j, column 2j + 1 between j and j + 1 (but
  * where float32 rounds it elsewhere). */
@@ -118,11 +163,10 @@ static void add_planes(const irstd_tensor *b, const char *row, int c, const irst
 
 static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
     const irstd_tensor *x = n->inputs[0], *y = n->output, *addend = n->input_count == 2 ? n->inputs[1] : NULL;
-    const int64_t scale_h = n->i[0], scale_w = n->i[1];
-    const int mode = n->i[2];
+    const int mode = n->i[IRSTD_RESIZE_MODE];
+    const int twice = mode == IRSTD_RESIZE_MODE_BILINEAR && irstd_resize_step(n, 1) == 0.5f; /* the columns */
     char *result = irstd_tensor_row(y, row);
-    if (mode == IRSTD_RESIZE_MODE_BILINEAR && scale_h == 2 && scale_w == 2 && alike(x, y) &&
-        (!addend || alike(addend, y))) {
+    if (twice && irstd_resize_step(n, 0) == 0.5f && alike(x, y) && (!addend || alike(addend, y))) {
         const int64_t beside = irstd_max(0, irstd_min(x->height - 1, row % 2 ? row / 2 + 1 : row / 2 - 1));
         const int16_t *near = irstd_tensor_row(x, row / 2), *far = irstd_tensor_row(x, beside);
         const int16_t *added = addend ? irstd_tensor_row(addend, row) : NULL;
@@ -133,18 +177,16 @@ static void resize_row(const irstd_node *n, int64_t row, char *scratch) {
     }
     const int64_t columns = padded(x->width), results = padded(y->width);
     float *near = (float *)(void *)scratch, *far = near + columns, *mixed = far + columns, *copy = mixed + columns + ROW_STEP;
-    float *other = copy + results, *part = other + results, fraction;
-    int32_t *place = (int32_t *)(void *)(part + results);
-    float *split = (float *)(void *)(place + results);
+    float *other = copy + results, *split = other + results;
+    const int32_t *place = n->columns->place;
+    const float *part = n->columns->part;
     mixed += ROW_STEP; /* a column before the first */
-    const int twice = mode == IRSTD_RESIZE_MODE_BILINEAR && scale_w == 2;
-    for (int64_t j = 0; j < y->width && !twice; j++) place[j] = (int32_t)source_of(j, scale_w, x->width, mode, part + j);
-    const int between = mode == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS && scale_w == 2 && is_between(place, x->width);
+    const int between = mode == IRSTD_RESIZE_MODE_BILINEAR_ALIGN_CORNERS && y->width == 2 * x->width && is_between(place, x->width);
     if (between) split_parts(part, x->width, split);
-    int64_t first = source_of(row, scale_h, x->height, mode, &fraction);
-    int64_t second = fraction > 0 ? irstd_min(first + 1, x->height - 1) : first; /* a row that is not there yet may be NaN */
+    const irstd_mix mix = irstd_resize_source(n, 0, row);
+    const float fraction = mix.fraction;
     for (int c = 0; c < y->channels; c++) {
-        const float *above = floats_of(x, first, c, x->width, near), *below = floats_of(x, second, c, x->width, far);
+        const float *above = floats_of(x, mix.first, c, x->width, near), *below = floats_of(x, mix.second, c, x->width, far);
         if (mode == IRSTD_RESIZE_MODE_NEAREST)
             memcpy(mixed, above, (size_t)x->width * sizeof *mixed);
         else
@@ -188,19 +230,21 @@ static void add_planes(const irstd_tensor *b, const char *row, int c, const irst
 
 static void pair_row(const irstd_node *n, int64_t row, char *scratch) {
     const irstd_tensor *a = n->inputs[0], *b = n->inputs[1], *y = n->output;
+    const int one_channel = b->channels < y->channels;
     const char *from = irstd_tensor_row(a, row), *other = irstd_tensor_row(b, b->height == 1 ? 0 : row);
     char *result = irstd_tensor_row(y, row);
     const int product = n->op == IRSTD_OP_MULTIPLY, activation = product ? 0 : n->i[0];
     const float *slope = product ? NULL : n->constants[IRSTD_ADD_SLOPE];
     float *s = (float *)(void *)scratch, *t = s + padded(y->width), *copy = t + padded(y->width);
     for (int c = 0; c < y->channels; c++) {
-        if (!product && !activation && alike(a, y) && alike(b, y)) {
+        const int cb = one_channel ? 0 : c;
+        if (!product && !activation && alike(a, y) && alike(b, y) && b->width == y->width) {
             int16_t *to = (int16_t *)(void *)result + c * y->stride;
             memcpy(to, (const int16_t *)(const void *)from + c * a->stride, (size_t)y->width * sizeof *to);
-            add_saturating(to, (const int16_t *)(const void *)other + c * b->stride, y->width);
+            add_saturating(to, (const int16_t *)(const void *)other + cb * b->stride, y->width);
             continue;
         }
-        const float *first = floats_of(a, row, c, y->width, s), *second = floats_of(b, b->height == 1 ? 0 : row, c, b->width, t);
+        const float *first = floats_of(a, row, c, y->width, s), *second = floats_of(b, b->height == 1 ? 0 : row, cb, b->width, t);
         float *out = result_of(y, row, c, copy);
         if (b->width == 1)
             for (int64_t j = 0; j < y->width; j++) out[j] = product ? first[j] * second[0] : first[j] + second[0];
@@ -263,11 +307,15 @@ static void run(const irstd_node *n, int64_t row, char *scratch) {
     case IRSTD_OP_ACTIVATION: unary_row(n, row, scratch); break;
     case IRSTD_OP_CONCAT: concat_row(n, row); break;
     case IRSTD_OP_SLICE: slice_row(n, row); break;
+    case IRSTD_OP_CHANNEL_AVERAGE_POOL:
+    case IRSTD_OP_CHANNEL_MAX_POOL: channel_pool_row(n, row, scratch); break;
     default: global_pool(n, scratch); break;
     }
 }
 
 static size_t scratch_bytes(const irstd_node *n) {
+    if (n->op == IRSTD_OP_AVERAGE_POOL || n->op == IRSTD_OP_MAX_POOL)
+        return (size_t)(padded(n->inputs[0]->width) + padded(pool_columns(n)) + 2 * padded(n->output->width)) * sizeof(float);
     int64_t width = n->output->width;
     for (int k = 0; k < n->input_count; k++) width = irstd_max(width, n->inputs[k]->width);
     return (size_t)(9 * padded(width)) * sizeof(float);

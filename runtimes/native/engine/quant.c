@@ -242,6 +242,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
         const uint8_t *from = (const uint8_t *)n->constants[IRSTD_QUANT_CONV2D_WEIGHT] + (size_t)o * row;
         const irstd_quant_tile *tile = &t[o / c->tile];
         uint32_t sum = 0; /* as the kernels': modulo 2^32 */
+        int64_t weight = 0;
         for (int ch = 0; ch < ic; ch++) {
             int word, byte, part;
             place_of(n, o / oc_group * ic + ch, &word, &byte, &part);
@@ -250,6 +251,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
                 const int w = weight_at(from, (int64_t)tap * ic + ch, a->weight_bits);
                 uint32_t *to = weights + tile->weights + tap * tile->tap_weights + ((before + part) * c->tile + o % c->tile) * k;
                 sum -= (uint32_t)(w * zero);
+                weight += w < 0 ? -w : w;
                 if (k == 1)
                     to[0] |= (uint32_t)(uint8_t)w << 8 * byte;
                 else /* bytes 0 and 2, 1 and 3, as int16 */
@@ -257,6 +259,8 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
             }
         }
         start[o] = (int32_t)sum;
+        const float bound = (float)weight * fmaxf(c->quantizer.high, -c->quantizer.low) * fabsf(scale[o]) + fabsf(bias[o]);
+        c->largest = bound < INFINITY ? fmaxf(c->largest, bound) : INFINITY; /* a NaN is no bound */
     }
     c->tiles = t;
     c->start = start;
@@ -307,9 +311,10 @@ irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_e
 
 /* ---- rows ---- */
 
-/* Bytes of the parts of a row's scratch: pointers, a line of padding, columns gathered for a stride, narrow results. */
+/* Bytes of the parts of a row's scratch: pointers, a line of padding, columns gathered for a stride, sums, narrow
+ * results. */
 typedef struct {
-    uint64_t padding, columns, result, bytes;
+    uint64_t padding, columns, sums, result, bytes;
     int64_t gathered; /* elements of a line of columns */
 } layout;
 
@@ -324,7 +329,8 @@ static layout layout_of(const irstd_node *n) {
     for (int k = 0; k < irstd_sources(n); k++) longest = irstd_max(longest, c->sources[k]->stride);
     l.padding = up((uint64_t)c->taps * (uint64_t)c->words * sizeof(char *));
     l.columns = l.padding + up((uint64_t)longest * sizeof(uint32_t));
-    l.result = l.columns + (c->a.stride_w > 1 ? up((uint64_t)c->taps * (uint64_t)(c->words * l.gathered) * sizeof(uint32_t)) : 0);
+    l.sums = l.columns + (c->a.stride_w > 1 ? up((uint64_t)c->taps * (uint64_t)(c->words * l.gathered) * sizeof(uint32_t)) : 0);
+    l.result = l.sums + (uint64_t)(c->tile * irstd_quant_sums_stride(n->output->width)) * sizeof(int32_t);
     l.bytes = l.result + (bounces(n) ? (uint64_t)(n->output->channels * QUANT_COLUMNS) * sizeof(float) : 0);
     return l;
 }
@@ -387,7 +393,8 @@ void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch) {
             out.map[out.maps].words = (uint32_t *)(void *)irstd_row(&map->ring, row) + map->left;
             out.map[out.maps].stride = map->stride;
         }
-    c->kernels->row(c, pixels, first * a->kernel_w, last * a->kernel_w, y->width, &out);
+    c->kernels->row(c, pixels, first * a->kernel_w, last * a->kernel_w, y->width, &out,
+                    (int32_t *)(void *)(scratch + l.sums));
     for (int oc = 0; bounces(n) && oc < y->channels; oc++)
         memcpy((float *)irstd_tensor_row(y, row) + oc * y->stride, out.y + oc * QUANT_COLUMNS, (size_t)y->width * sizeof(float));
     for (int m = 0; m < out.maps; m++) repair(&y->maps[m], out.map[m].words, y->width);

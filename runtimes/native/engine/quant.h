@@ -51,6 +51,7 @@ struct irstd_qconv {
     const uint32_t *weights;   /* [tile][tap][word][field of bytes][channel of the tile][kernels->weight_words] */
     const int32_t *start;      /* of the sums: what zeros stored as something else add */
     const float *scale, *bias; /* padded with zeros, as start is */
+    float largest;             /* bound of the values before an addend; infinite where they may be no numbers */
 };
 
 /* What a row is written to: the values, and maps of them. */
@@ -66,7 +67,11 @@ typedef struct {
     } map[MAX_MAPS];
 } irstd_quant_output;
 
-/* One variant: one row of output for pixels[tap * words + word], column 0; first_tap .. last_tap - 1 are inside. */
+/* Elements from a channel's sums to the next one's. */
+static inline int64_t irstd_quant_sums_stride(int64_t width) { return irstd_round_up(irstd_max(width, QUANT_COLUMNS), 16); }
+
+/* One variant: one row of output for pixels[tap * words + word], column 0; first_tap .. last_tap - 1 are inside. Sums are
+ * room for those of a tile's row. */
 struct irstd_quant_kernels {
     const char *isa, *name;
     int lanes, accumulators; /* pixels of a vector, vectors of sums in registers */
@@ -77,7 +82,7 @@ struct irstd_quant_kernels {
     int signed_bytes;        /* quantised values of 8 bits are stored less 128 */
     uint64_t needs;          /* of the CPU */
     void (*row)(const irstd_qconv *c, const char *const *pixels, int first_tap, int last_tap, int64_t width,
-                const irstd_quant_output *out);
+                const irstd_quant_output *out, int32_t *sums);
     /* Quantises columns of up to 4 channels of a row; x[i] NULL: there is no such channel. */
     void (*quantize)(const irstd_quantizer *q, const float *const x[4], int part, int64_t width, uint32_t *words);
 };

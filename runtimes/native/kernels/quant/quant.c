@@ -266,29 +266,79 @@ QUANT_INLINE void begin(sums *s, const int32_t *start, const int tile, const int
 
 /* ---- the epilogue ---- */
 
-/* Four channels, quantised, in the bytes of words. Adding 1.5 * 2^23 rounds to an integer, half to even, in the low
- * bits; above them the four have the same bits, which one subtraction takes away. */
-QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4]) {
+/* Four channels, quantised, in the bytes of words. `near`: no value is beyond +-NEAR steps, and none is a NaN. Rounded is
+ * half to even, as the unit does, or by adding 1.5 * 2^23, which leaves the integer in the low bits. */
+enum { NEAR = 16000 };
+#if (defined(QUANT_256) || defined(QUANT_DPBUSD_512)) && !defined(IRSTD_SIMDE)
+#if defined(QUANT_256)
+#define OF(name, kind) _mm256_##name##_##kind
+typedef __m256i integers;
+#else
+#define OF(name, kind) _mm512_##name##_##kind
+typedef __m512i integers;
+#endif
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int near) {
+    integers n[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) { /* out of range and NaN convert to the lowest integer */
+        vf scaled = x[i] * q->inverse_step;
+        if (!near) scaled = smaller(all(q->high), scaled);
+#if defined(QUANT_256)
+        n[i] = _mm256_cvtps_epi32((__m256)scaled);
+#else
+        n[i] = _mm512_cvtps_epi32((__m512)scaled);
+#endif
+    }
+    const integers zero = OF(set1, epi16)((int16_t)q->zero);
+    const integers low = OF(adds, epi16)(OF(packs, epi32)(n[0], n[1]), zero);
+    const integers high = OF(adds, epi16)(OF(packs, epi32)(n[2], n[3]), zero);
+    const integers bytes = OF(min, epu8)(OF(packus, epi16)(low, high), OF(set1, epi8)((char)(q->high - q->low)));
+#if defined(QUANT_256)
+    const integers order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+#else
+    const integers order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+#endif
+    return (vu)OF(shuffle, epi8)(bytes, order);
+}
+#elif defined(QUANT_ARMV8) && !defined(IRSTD_SIMDE)
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int near) {
+    int16x8_t low, high;
+    if (near) {
+        vf n[4];
+        UNROLL
+        for (int i = 0; i < 4; i++) n[i] = x[i] * q->inverse_step + (12582912.0f + (float)q->zero);
+        low = vuzp1q_s16((int16x8_t)n[0], (int16x8_t)n[1]);
+        high = vuzp1q_s16((int16x8_t)n[2], (int16x8_t)n[3]);
+    } else {
+        int32x4_t n[4];
+        UNROLL
+        for (int i = 0; i < 4; i++)
+            n[i] = vcvtnq_s32_f32((float32x4_t)larger_number(x[i] * q->inverse_step, all(q->low)));
+        const int16x8_t zero = vdupq_n_s16((int16_t)q->zero);
+        low = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(n[0]), n[1]), zero);
+        high = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(n[2]), n[3]), zero);
+    }
+    static const uint8_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const uint8x16_t bytes = vminq_u8(vqmovun_high_s16(vqmovun_s16(low), high), vdupq_n_u8((uint8_t)(q->high - q->low)));
+    return (vu)vqtbl1q_u8(bytes, vld1q_u8(order)) ^ q->flip;
+}
+#else
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int near) {
     vu byte[4];
+    (void)near;
     UNROLL
     for (int i = 0; i < 4; i++)
         byte[i] = (vu)(smaller(larger_number(x[i] * q->inverse_step, all(q->low)), all(q->high)) + 12582912.0f);
-#if defined(QUANT_ARMV8)
-    uint32x4_t word = (uint32x4_t)byte[0];
-    word = vsliq_n_u32(word, (uint32x4_t)byte[1], 8);
-    word = vsliq_n_u32(word, (uint32x4_t)byte[2], 16);
-    word = vsliq_n_u32(word, (uint32x4_t)byte[3], 24);
-    return (vu)vaddq_u8((uint8x16_t)word, vdupq_n_u8((uint8_t)(q->zero + (int32_t)(q->flip & 0x80))));
-#else
+    /* Above the integers the four have the same bits, which one subtraction takes away. */
     const uint32_t above = 0x4b400000u * 0x01010101u;
     vu word = byte[0] + (byte[1] << 8) + (byte[2] << 16) + (byte[3] << 24);
     return (word - (above - (uint32_t)q->zero * 0x01010101u)) ^ q->flip;
-#endif
 }
+#endif
 
 /* Field `part` of the bytes: the first part overwrites, the others are added. */
-QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, uint32_t *words) {
-    vu word = quantised(q, x);
+QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, const int near, uint32_t *words) {
+    vu word = quantised(q, x, near);
     if (part) {
         vu before;
         memcpy(&before, words, sizeof before);
@@ -308,50 +358,73 @@ static int clamps(const irstd_qconv *c, const irstd_quant_output *out) {
     return (found || out->y) && (low > -INFINITY || high < INFINITY);
 }
 
-/* Four channels from `first` of a tile whose vectors of sums begin at `base`. */
-QUANT_INLINE void finish_four(const irstd_qconv *c, const sums *s, int base, int first, int64_t column,
-                              const int vectors, const int clamped, const irstd_quant_output *out) {
-    vf y[4][4] = {{{0}}}; /* [vector][channel] */
+/* Whether no map's values are far. */
+static int is_near(const irstd_qconv *c, const irstd_quant_output *out) {
+    int near = !out->addend;
+    for (int m = 0; m < out->maps; m++) near &= c->largest * out->map[m].quantizer->inverse_step < NEAR;
+    return near;
+}
+
+/* A row of `count` channels from `first`, at most four, whose sums are `stride` apart. */
+QUANT_INLINE void finish_four(const irstd_qconv *c, const int32_t *sums, int64_t stride, const int first, const int count,
+                              int64_t columns, const irstd_quant_output *out, const int added, const int clamped,
+                              const int stored, const int maps, const int near) {
     const vf low = all(c->a.clamp_min), high = all(c->a.clamp_max);
+    const float *addend = added ? out->addend + first * out->addend_stride : NULL;
+    float *values = stored ? out->y + first * out->y_stride : NULL;
+    const int64_t addend_stride = out->addend_stride, y_stride = out->y_stride;
+    irstd_quantizer q[MAX_MAPS];
+    uint32_t *words[MAX_MAPS];
+    int part[MAX_MAPS];
+    vf scale[4], bias[4];
+    for (int m = 0; m < maps; m++) {
+        q[m] = *out->map[m].quantizer;
+        const int channels = 32 / q[m].bits;
+        words[m] = out->map[m].words + first / channels * out->map[m].stride;
+        part[m] = first % channels / 4;
+    }
     UNROLL
     for (int i = 0; i < 4; i++) {
-        const vf scale = all(c->scale[first + i]), bias = all(c->bias[first + i]);
-        UNROLL
-        for (int v = 0; v < vectors; v++) {
-            y[v][i] = to_float(sum_of(s, base + i * vectors + v)) * scale + bias;
-        }
-        if (out->addend && first + i < c->a.out_channels)
-            UNROLL
-            for (int v = 0; v < vectors; v++)
-                y[v][i] += load_float(out->addend + (first + i) * out->addend_stride + column + v * LANES);
-        if (clamped)
-            UNROLL
-            for (int v = 0; v < vectors; v++) y[v][i] = smaller(high, larger(low, y[v][i])); /* a NaN stays one */
+        scale[i] = all(c->scale[first + i]);
+        bias[i] = all(c->bias[first + i]);
     }
-    if (out->y)
-        for (int i = 0; i < 4 && first + i < c->a.out_channels; i++)
-            UNROLL
-            for (int v = 0; v < vectors; v++)
-                memcpy(out->y + (first + i) * out->y_stride + column + v * LANES, &y[v][i], sizeof y[v][i]);
-    for (int m = 0; m < out->maps; m++) {
-        const irstd_quantizer q = *out->map[m].quantizer;
-        const int channels = 32 / q.bits;
-        uint32_t *words = out->map[m].words + first / channels * out->map[m].stride + column;
+    for (int64_t done = 0; done < columns; done += LANES) {
+        const int64_t column = irstd_min(done, columns - LANES); /* the last block may overlap the one before */
+        vf y[4];
         UNROLL
-        for (int v = 0; v < vectors; v++) put_words(&q, y[v], first % channels / 4, words + v * LANES);
+        for (int i = 0; i < 4; i++) {
+            vi sum;
+            memcpy(&sum, sums + i * stride + column, sizeof sum);
+            y[i] = to_float(sum) * scale[i] + bias[i];
+            if (added && i < count) y[i] += load_float(addend + i * addend_stride + column);
+            if (clamped) y[i] = smaller(high, larger(low, y[i])); /* a NaN stays one */
+            if (stored && i < count) memcpy(values + i * y_stride + column, &y[i], sizeof y[i]);
+        }
+        UNROLL
+        for (int m = 0; m < maps; m++) put_words(&q[m], y, part[m], near, words[m] + column);
     }
 }
 
-QUANT_INLINE void finish(const irstd_qconv *c, const sums *s, int channel, int64_t column, const int tile,
-                         const int vectors, const int clamped, const irstd_quant_output *out) {
-    UNROLL
-    for (int g = 0; g < tile; g += 4) {
-        if (channel + g >= c->a.out_channels) return;
-        if (clamped)
-            finish_four(c, s, g * vectors, channel + g, column, vectors, 1, out);
-        else
-            finish_four(c, s, g * vectors, channel + g, column, vectors, 0, out);
+static void finish(const irstd_qconv *c, const int32_t *sums, int64_t stride, int first, int64_t columns,
+                   const irstd_quant_output *out) {
+    const int count = irstd_min(4, c->a.out_channels - first), clamped = clamps(c, out), near = is_near(c, out);
+    const int added = out->addend != NULL, stored = out->y != NULL;
+#define FINISH(count, added, clamped, stored, maps, near)                                                              \
+    finish_four(c, sums, stride, first, count, columns, out, added, clamped, stored, maps, near)
+#define CASE(added, clamped, stored, maps)                                                                             \
+    case maps << 3 | stored << 2 | clamped << 1 | added:                                                               \
+        if (near && !added) FINISH(4, added, clamped, stored, maps, 1);                                                \
+        else FINISH(4, added, clamped, stored, maps, 0);                                                               \
+        return;
+#define CASES(clamped, stored) CASE(0, clamped, stored, 1) CASE(1, clamped, stored, 1)
+    switch (count < 4 ? -1 : out->maps << 3 | stored << 2 | clamped << 1 | added) {
+        CASES(0, 0) CASES(1, 0) CASES(0, 1) CASES(1, 1)
+        CASE(0, 0, 1, 0) CASE(0, 1, 1, 0) CASE(1, 0, 1, 0) CASE(1, 1, 1, 0)
     }
+#undef CASES
+#undef CASE
+    FINISH(count, added, clamped, stored, out->maps, 0);
+#undef FINISH
 }
 
 /* ---- one row ---- */
@@ -368,23 +441,23 @@ QUANT_INLINE vu field_of(vu x, const int part, const int bits) {
 #endif
 }
 
-QUANT_INLINE void run_tile(const irstd_qconv *conv, const irstd_quant_tile *t, int channel, const char *const *pixels,
-                           int first_tap, int last_tap, int64_t width, const irstd_quant_output *output, const int tile,
+/* Sums of a tile's row: [channel][stride]. */
+QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int channel, const char *const *pixels,
+                           int first_tap, int last_tap, int64_t columns, int32_t *to, int64_t stride, const int tile,
                            const int vectors, const int bits) {
-    const irstd_qconv own = *conv, *c = &own; /* copies, which the results cannot alias */
-    const irstd_quant_output written = *output, *out = &written;
-    const int64_t block = vectors * LANES, columns = irstd_max(width, QUANT_COLUMNS);
-    const int chunk = c->chunk, taps = last_tap - first_tap;
-    const int whole = t->count == c->words, runs = whole ? 1 : taps, length = whole ? taps * t->count : t->count;
-    const int clamped = clamps(c, out);
+    const int64_t block = vectors * LANES;
+    const int chunk = c->chunk, taps = last_tap - first_tap, pixel_words = c->words;
+    const int whole = t->count == pixel_words, runs = whole ? 1 : taps, length = whole ? taps * t->count : t->count;
+    const uint32_t *weights = c->weights + t->weights + first_tap * t->tap_weights;
+    const int32_t *start = c->start + channel;
     for (int64_t done = 0; done < columns; done += block) {
         const int64_t column = irstd_min(done, columns - block); /* the last block may overlap the one before */
-        const uint32_t *w = c->weights + t->weights + first_tap * t->tap_weights;
+        const uint32_t *w = weights;
         sums s;
-        begin(&s, c->start + channel, tile, vectors);
+        begin(&s, start, tile, vectors);
         int left = chunk;
         for (int run = 0; run < runs; run++) {
-            const char *const *words = pixels + (first_tap + run) * c->words + t->first;
+            const char *const *words = pixels + (first_tap + run) * pixel_words + t->first;
             for (int p = 0; p < length; p++) {
                 const char *at = words[p] + 4 * column;
                 vu x[ACCUMULATORS];
@@ -404,16 +477,25 @@ QUANT_INLINE void run_tile(const irstd_qconv *conv, const irstd_quant_tile *t, i
             }
         }
         fold(&s, tile * vectors);
-        finish(c, &s, channel, column, tile, vectors, clamped, out);
+        UNROLL
+        for (int o = 0; o < tile; o++)
+            UNROLL
+            for (int v = 0; v < vectors; v++) {
+                const vi sum = sum_of(&s, o * vectors + v);
+                memcpy(to + o * stride + column + v * LANES, &sum, sizeof sum);
+            }
     }
 }
 
 static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, int last_tap, int64_t width,
-                const irstd_quant_output *out) {
+                const irstd_quant_output *out, int32_t *sums) {
     const irstd_quant_tile *t = c->tiles;
+    const int64_t columns = irstd_max(width, QUANT_COLUMNS), stride = irstd_quant_sums_stride(width);
     for (int channel = 0; channel < c->a.out_channels; channel += c->tile, t++) {
 #define FIELDS(channels, count, bits)                                                                                  \
-    case bits: run_tile(c, t, channel, pixels, first_tap, last_tap, width, out, channels, count, bits); break;
+    case bits:                                                                                                         \
+        run_tile(c, t, channel, pixels, first_tap, last_tap, columns, sums, stride, channels, count, bits);            \
+        break;
 #define SHAPE(channels, count)                                                                                         \
     if (channels * count <= ACCUMULATORS && c->tile == channels && c->vectors == count)                                \
         switch (c->quantizer.bits) {                                                                                   \
@@ -422,6 +504,8 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
         SHAPE(4, 1) SHAPE(4, 2) SHAPE(4, 3) SHAPE(4, 4) SHAPE(8, 1) SHAPE(8, 2) SHAPE(16, 1)
 #undef SHAPE
 #undef FIELDS
+        for (int g = 0; g < c->tile && channel + g < c->a.out_channels; g += 4)
+            finish(c, sums + g * stride, stride, channel + g, columns, out);
     }
 }
 
@@ -435,7 +519,7 @@ static void quantize(const irstd_quantizer *quantizer, const float *const x[4], 
             const int64_t column = irstd_min(done, width - LANES);
             const vf y[4] = {load_float(x[0] + column), load_float(x[1] + column), load_float(x[2] + column),
                              load_float(x[3] + column)};
-            put_words(&q, y, part, words + column);
+            put_words(&q, y, part, 0, words + column);
         }
         return;
     }
@@ -453,7 +537,7 @@ static void quantize(const irstd_quantizer *quantizer, const float *const x[4], 
                 y[i] = load_float(x[i] + column);
             }
         }
-        put_words(&q, y, part, words + column);
+        put_words(&q, y, part, 0, words + column);
     }
 }
 

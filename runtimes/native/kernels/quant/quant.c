@@ -58,6 +58,13 @@ enum { SHARED = 4 };
 enum { SHARED = 1 };
 #endif
 
+/* Compilers then add to an address what is near it in place, and not what many addresses share ahead of them. */
+#if defined(__GNUC__)
+#define PLAIN(address) __asm__("" : "+r"(address))
+#else
+#define PLAIN(address) ((void)0)
+#endif
+
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef float vf __attribute__((vector_size(LANES * 4)));
@@ -67,7 +74,7 @@ QUANT_INLINE vu load(const char *p) {
     memcpy(&v, p, sizeof v);
     return v;
 }
-QUANT_INLINE vf load_float(const float *p) {
+QUANT_INLINE vf load_float(const void *p) {
     vf v;
     memcpy(&v, p, sizeof v);
     return v;
@@ -337,7 +344,7 @@ QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int nea
 #endif
 
 /* Field `part` of the bytes: the first part overwrites, the others are added. */
-QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, const int near, uint32_t *words) {
+QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, const int near, char *words) {
     vu word = quantised(q, x, near);
     if (part) {
         vu before;
@@ -370,38 +377,43 @@ QUANT_INLINE void finish_four(const irstd_qconv *c, const int32_t *sums, int64_t
                               int64_t columns, const irstd_quant_output *out, const int added, const int clamped,
                               const int stored, const int maps, const int near) {
     const vf low = all(c->a.clamp_min), high = all(c->a.clamp_max);
-    const float *addend = added ? out->addend + first * out->addend_stride : NULL;
-    float *values = stored ? out->y + first * out->y_stride : NULL;
-    const int64_t addend_stride = out->addend_stride, y_stride = out->y_stride;
+    const char *from[4], *addend[4] = {NULL};
+    char *values[4] = {NULL}, *words[MAX_MAPS];
     irstd_quantizer q[MAX_MAPS];
-    uint32_t *words[MAX_MAPS];
     int part[MAX_MAPS];
     vf scale[4], bias[4];
     for (int m = 0; m < maps; m++) {
         q[m] = *out->map[m].quantizer;
         const int channels = 32 / q[m].bits;
-        words[m] = out->map[m].words + first / channels * out->map[m].stride;
+        words[m] = (char *)(out->map[m].words + first / channels * out->map[m].stride);
         part[m] = first % channels / 4;
     }
     UNROLL
     for (int i = 0; i < 4; i++) {
         scale[i] = all(c->scale[first + i]);
         bias[i] = all(c->bias[first + i]);
+        from[i] = (const char *)(sums + i * stride);
+        if (added && i < count) addend[i] = (const char *)(out->addend + (first + i) * out->addend_stride);
+        if (stored && i < count) values[i] = (char *)(out->y + (first + i) * out->y_stride);
+        PLAIN(from[i]);
+        if (added) PLAIN(addend[i]);
+        if (stored) PLAIN(values[i]);
     }
-    for (int64_t done = 0; done < columns; done += LANES) {
-        const int64_t column = irstd_min(done, columns - LANES); /* the last block may overlap the one before */
+    const int64_t step = LANES * 4, last = 4 * columns - step; /* the last block may overlap the one before */
+    for (int64_t at = 0;; at = irstd_min(at + step, last)) {
         vf y[4];
         UNROLL
         for (int i = 0; i < 4; i++) {
             vi sum;
-            memcpy(&sum, sums + i * stride + column, sizeof sum);
+            memcpy(&sum, from[i] + at, sizeof sum);
             y[i] = to_float(sum) * scale[i] + bias[i];
-            if (added && i < count) y[i] += load_float(addend + i * addend_stride + column);
+            if (added && i < count) y[i] += load_float(addend[i] + at);
             if (clamped) y[i] = smaller(high, larger(low, y[i])); /* a NaN stays one */
-            if (stored && i < count) memcpy(values + i * y_stride + column, &y[i], sizeof y[i]);
+            if (stored && i < count) memcpy(values[i] + at, &y[i], sizeof y[i]);
         }
         UNROLL
-        for (int m = 0; m < maps; m++) put_words(&q[m], y, part[m], near, words[m] + column);
+        for (int m = 0; m < maps; m++) put_words(&q[m], y, part[m], near, words[m] + at);
+        if (at == last) break;
     }
 }
 
@@ -460,6 +472,7 @@ QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int 
             const char *const *words = pixels + (first_tap + run) * pixel_words + t->first;
             for (int p = 0; p < length; p++) {
                 const char *at = words[p] + 4 * column;
+                PLAIN(at);
                 vu x[ACCUMULATORS];
                 UNROLL
                 for (int v = 0; v < vectors; v++) x[v] = load(at + 4 * v * LANES);
@@ -519,7 +532,7 @@ static void quantize(const irstd_quantizer *quantizer, const float *const x[4], 
             const int64_t column = irstd_min(done, width - LANES);
             const vf y[4] = {load_float(x[0] + column), load_float(x[1] + column), load_float(x[2] + column),
                              load_float(x[3] + column)};
-            put_words(&q, y, part, 0, words + column);
+            put_words(&q, y, part, 0, (char *)(words + column));
         }
         return;
     }
@@ -537,7 +550,7 @@ static void quantize(const irstd_quantizer *quantizer, const float *const x[4], 
                 y[i] = load_float(x[i] + column);
             }
         }
-        put_words(&q, y, part, 0, words + column);
+        put_words(&q, y, part, 0, (char *)(words + column));
     }
 }
 

@@ -273,9 +273,14 @@ QUANT_INLINE void begin(sums *s, const int32_t *start, const int tile, const int
 
 /* ---- the epilogue ---- */
 
-/* Four channels, quantised, in the bytes of words. `near`: no value is beyond +-NEAR steps, and none is a NaN. Rounded is
- * half to even, as the unit does, or by adding 1.5 * 2^23, which leaves the integer in the low bits. */
-enum { NEAR = 16000 };
+/* Values to quantise: ANY; those whose lowest level is zero, which is what NaN converts to on ARM; NEAR ones, none of them
+ * beyond +-NEAREST steps or a NaN. */
+enum { ANY, FROM_ZERO, NEAR, NEAREST = 16000 };
+
+QUANT_INLINE int range_of(const irstd_quantizer *q) { return q->low == 0 && q->zero == 0 ? FROM_ZERO : ANY; }
+
+/* Four channels, quantised, in the bytes of words. Rounded is half to even, as the unit does, or by adding 1.5 * 2^23,
+ * which leaves the integer in the low bits. */
 #if (defined(QUANT_256) || defined(QUANT_DPBUSD_512)) && !defined(IRSTD_SIMDE)
 #if defined(QUANT_256)
 #define OF(name, kind) _mm256_##name##_##kind
@@ -284,12 +289,12 @@ typedef __m256i integers;
 #define OF(name, kind) _mm512_##name##_##kind
 typedef __m512i integers;
 #endif
-QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int near) {
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int range) {
     integers n[4];
     UNROLL
     for (int i = 0; i < 4; i++) { /* out of range and NaN convert to the lowest integer */
         vf scaled = x[i] * q->inverse_step;
-        if (!near) scaled = smaller(all(q->high), scaled);
+        if (range != NEAR) scaled = smaller(all(q->high), scaled);
 #if defined(QUANT_256)
         n[i] = _mm256_cvtps_epi32((__m256)scaled);
 #else
@@ -308,9 +313,9 @@ QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int nea
     return (vu)OF(shuffle, epi8)(bytes, order);
 }
 #elif defined(QUANT_ARMV8) && !defined(IRSTD_SIMDE)
-QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int near) {
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int range) {
     int16x8_t low, high;
-    if (near) {
+    if (range == NEAR) {
         vf n[4];
         UNROLL
         for (int i = 0; i < 4; i++) n[i] = x[i] * q->inverse_step + (12582912.0f + (float)q->zero);
@@ -319,20 +324,25 @@ QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int nea
     } else {
         int32x4_t n[4];
         UNROLL
-        for (int i = 0; i < 4; i++)
-            n[i] = vcvtnq_s32_f32((float32x4_t)larger_number(x[i] * q->inverse_step, all(q->low)));
-        const int16x8_t zero = vdupq_n_s16((int16_t)q->zero);
-        low = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(n[0]), n[1]), zero);
-        high = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(n[2]), n[3]), zero);
+        for (int i = 0; i < 4; i++) {
+            const vf scaled = x[i] * q->inverse_step;
+            n[i] = vcvtnq_s32_f32((float32x4_t)(range == FROM_ZERO ? scaled : larger_number(scaled, all(q->low))));
+        }
+        low = vqmovn_high_s32(vqmovn_s32(n[0]), n[1]);
+        high = vqmovn_high_s32(vqmovn_s32(n[2]), n[3]);
+        if (range == ANY) {
+            low = vqaddq_s16(low, vdupq_n_s16((int16_t)q->zero));
+            high = vqaddq_s16(high, vdupq_n_s16((int16_t)q->zero));
+        }
     }
     static const uint8_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     const uint8x16_t bytes = vminq_u8(vqmovun_high_s16(vqmovun_s16(low), high), vdupq_n_u8((uint8_t)(q->high - q->low)));
     return (vu)vqtbl1q_u8(bytes, vld1q_u8(order)) ^ q->flip;
 }
 #else
-QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int near) {
+QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int range) {
     vu byte[4];
-    (void)near;
+    (void)range;
     UNROLL
     for (int i = 0; i < 4; i++)
         byte[i] = (vu)(smaller(larger_number(x[i] * q->inverse_step, all(q->low)), all(q->high)) + 12582912.0f);
@@ -344,8 +354,8 @@ QUANT_INLINE vu quantised(const irstd_quantizer *q, const vf x[4], const int nea
 #endif
 
 /* Field `part` of the bytes: the first part overwrites, the others are added. */
-QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, const int near, char *words) {
-    vu word = quantised(q, x, near);
+QUANT_INLINE void put_words(const irstd_quantizer *q, const vf x[4], int part, const int range, char *words) {
+    vu word = quantised(q, x, range);
     if (part) {
         vu before;
         memcpy(&before, words, sizeof before);
@@ -365,17 +375,17 @@ static int clamps(const irstd_qconv *c, const irstd_quant_output *out) {
     return (found || out->y) && (low > -INFINITY || high < INFINITY);
 }
 
-/* Whether no map's values are far. */
-static int is_near(const irstd_qconv *c, const irstd_quant_output *out) {
-    int near = !out->addend;
-    for (int m = 0; m < out->maps; m++) near &= c->largest * out->map[m].quantizer->inverse_step < NEAR;
-    return near;
+/* The values of the first map. */
+static int range_of_results(const irstd_qconv *c, const irstd_quant_output *out) {
+    if (!out->maps) return ANY;
+    const irstd_quantizer *q = out->map[0].quantizer;
+    return !out->addend && c->largest * q->inverse_step < NEAREST ? NEAR : range_of(q);
 }
 
 /* A row of `count` channels from `first`, at most four, whose sums are `stride` apart. */
 QUANT_INLINE void finish_four(const irstd_qconv *c, const int32_t *sums, int64_t stride, const int first, const int count,
                               int64_t columns, const irstd_quant_output *out, const int added, const int clamped,
-                              const int stored, const int maps, const int near) {
+                              const int stored, const int maps, const int range) {
     const vf low = all(c->a.clamp_min), high = all(c->a.clamp_max);
     const char *from[4], *addend[4] = {NULL};
     char *values[4] = {NULL}, *words[MAX_MAPS];
@@ -412,30 +422,34 @@ QUANT_INLINE void finish_four(const irstd_qconv *c, const int32_t *sums, int64_t
             if (stored && i < count) memcpy(values[i] + at, &y[i], sizeof y[i]);
         }
         UNROLL
-        for (int m = 0; m < maps; m++) put_words(&q[m], y, part[m], near, words[m] + at);
+        for (int m = 0; m < maps; m++) put_words(&q[m], y, part[m], range, words[m] + at);
         if (at == last) break;
     }
 }
 
 static void finish(const irstd_qconv *c, const int32_t *sums, int64_t stride, int first, int64_t columns,
                    const irstd_quant_output *out) {
-    const int count = irstd_min(4, c->a.out_channels - first), clamped = clamps(c, out), near = is_near(c, out);
+    const int count = irstd_min(4, c->a.out_channels - first), clamped = clamps(c, out), range = range_of_results(c, out);
     const int added = out->addend != NULL, stored = out->y != NULL;
-#define FINISH(count, added, clamped, stored, maps, near)                                                              \
-    finish_four(c, sums, stride, first, count, columns, out, added, clamped, stored, maps, near)
-#define CASE(added, clamped, stored, maps)                                                                             \
-    case maps << 3 | stored << 2 | clamped << 1 | added:                                                               \
-        if (near && !added) FINISH(4, added, clamped, stored, maps, 1);                                                \
-        else FINISH(4, added, clamped, stored, maps, 0);                                                               \
+#define FINISH(count, added, clamped, stored, maps, range)                                                             \
+    finish_four(c, sums, stride, first, count, columns, out, added, clamped, stored, maps, range)
+#define CASE(added, clamped, stored)                                                                                   \
+    case 8 | stored << 2 | clamped << 1 | added:                                                                       \
+        if (range == NEAR && !added)                                                                                   \
+            FINISH(4, added, clamped, stored, 1, NEAR);                                                                \
+        else if (range == FROM_ZERO)                                                                                   \
+            FINISH(4, added, clamped, stored, 1, FROM_ZERO);                                                           \
+        else                                                                                                           \
+            FINISH(4, added, clamped, stored, 1, ANY);                                                                 \
+        return;                                                                                                        \
+    case stored << 2 | clamped << 1 | added:                                                                           \
+        FINISH(4, added, clamped, stored, 0, ANY);                                                                     \
         return;
-#define CASES(clamped, stored) CASE(0, clamped, stored, 1) CASE(1, clamped, stored, 1)
-    switch (count < 4 ? -1 : out->maps << 3 | stored << 2 | clamped << 1 | added) {
-        CASES(0, 0) CASES(1, 0) CASES(0, 1) CASES(1, 1)
-        CASE(0, 0, 1, 0) CASE(0, 1, 1, 0) CASE(1, 0, 1, 0) CASE(1, 1, 1, 0)
+    switch (count < 4 || out->maps > 1 ? -1 : out->maps << 3 | stored << 2 | clamped << 1 | added) {
+        CASE(0, 0, 0) CASE(1, 0, 0) CASE(0, 1, 0) CASE(1, 1, 0) CASE(0, 0, 1) CASE(1, 0, 1) CASE(0, 1, 1) CASE(1, 1, 1)
     }
-#undef CASES
 #undef CASE
-    FINISH(count, added, clamped, stored, out->maps, 0);
+    FINISH(count, added, clamped, stored, out->maps, ANY);
 #undef FINISH
 }
 
@@ -524,16 +538,31 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
 
 /* ---- quantised maps of values ---- */
 
+QUANT_INLINE void quantize_row(const irstd_quantizer *q, const float *const x[4], int part, int64_t width,
+                               uint32_t *words, const int range) {
+    const char *from[4];
+    char *to = (char *)words;
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        from[i] = (const char *)x[i];
+        PLAIN(from[i]);
+    }
+    const int64_t step = LANES * 4, last = 4 * width - step;
+    for (int64_t at = 0;; at = irstd_min(at + step, last)) {
+        const vf y[4] = {load_float(from[0] + at), load_float(from[1] + at), load_float(from[2] + at), load_float(from[3] + at)};
+        put_words(q, y, part, range, to + at);
+        if (at == last) break;
+    }
+}
+
 static void quantize(const irstd_quantizer *quantizer, const float *const x[4], int part, int64_t width, uint32_t *words) {
     const irstd_quantizer q = *quantizer; /* which the words cannot alias */
     float narrow[4][LANES];
     if (x[3] && width >= LANES) {
-        for (int64_t done = 0; done < width; done += LANES) {
-            const int64_t column = irstd_min(done, width - LANES);
-            const vf y[4] = {load_float(x[0] + column), load_float(x[1] + column), load_float(x[2] + column),
-                             load_float(x[3] + column)};
-            put_words(&q, y, part, 0, (char *)(words + column));
-        }
+        if (range_of(&q) == FROM_ZERO)
+            quantize_row(&q, x, part, width, words, FROM_ZERO);
+        else
+            quantize_row(&q, x, part, width, words, ANY);
         return;
     }
     for (int64_t done = 0; done < width; done += LANES) {
@@ -550,7 +579,7 @@ static void quantize(const irstd_quantizer *quantizer, const float *const x[4], 
                 y[i] = load_float(x[i] + column);
             }
         }
-        put_words(&q, y, part, 0, (char *)(words + column));
+        put_words(&q, y, part, ANY, (char *)(words + column));
     }
 }
 

@@ -45,10 +45,13 @@ struct irstd_qconv {
     const irstd_map *sources[MAX_INPUTS]; /* of the inputs, read as if concatenated */
     irstd_quantizer quantizer;
     const irstd_quant_kernels *kernels;
+    int depthwise;             /* every channel reads one; kernels merge four rows of it into words */
     int words, taps;           /* words of a pixel, over all inputs */
     int tile, vectors, chunk;  /* output channels and vectors of columns at a time; additions that int16 sums hold */
     const irstd_quant_tile *tiles;
-    const uint32_t *weights;   /* [tile][tap][word][field of bytes][channel of the tile][kernels->weight_words] */
+    /* [tile][tap][word][field of bytes][channel of the tile][kernels->weight_words]; depthwise, a tap is a column of four
+     * rows of the kernel. */
+    const uint32_t *weights;
     const int32_t *start;      /* of the sums: what zeros stored as something else add */
     const float *scale, *bias; /* padded with zeros, as start is */
     float largest;             /* bound of the values before an addend; infinite where they may be no numbers */
@@ -70,8 +73,13 @@ typedef struct {
 /* Elements from a channel's sums to the next one's. */
 static inline int64_t irstd_quant_sums_stride(int64_t width) { return irstd_round_up(irstd_max(width, QUANT_COLUMNS), 16); }
 
+/* And of merged rows of words. */
+static inline int64_t irstd_quant_merged_stride(const irstd_qconv *c, int64_t width) {
+    return irstd_round_up(irstd_max(width, QUANT_COLUMNS) + (int64_t)c->a.dilation_w * (c->a.kernel_w - 1), 16);
+}
+
 /* One variant: one row of output for pixels[tap * words + word], column 0; first_tap .. last_tap - 1 are inside. Sums are
- * room for those of a tile's row. */
+ * room for those of a tile's row, and for the merged rows behind them. */
 struct irstd_quant_kernels {
     const char *isa, *name;
     int lanes, accumulators; /* pixels of a vector, vectors of sums in registers */

@@ -28,7 +28,7 @@
 #include <immintrin.h>
 #endif
 enum { LANES = 16, ACCUMULATORS = 16 };
-#elif defined(QUANT_MADDUBS) || defined(QUANT_MADDWD) || defined(QUANT_DPBUSD_256)
+#elif defined(QUANT_MADDUBS) || defined(QUANT_PAIRS) || defined(QUANT_MADDWD) || defined(QUANT_DPBUSD_256)
 #include <immintrin.h>
 #define QUANT_256
 enum { LANES = 8, ACCUMULATORS = 8 };
@@ -107,6 +107,12 @@ QUANT_INLINE vf to_float(vi x) { return (vf)vcvtq_f32_s32((int32x4_t)x); }
 QUANT_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 #endif
 
+#if defined(QUANT_MADDUBS) || defined(QUANT_SMLAL)
+enum { FOLDS = 1 };
+#else
+enum { FOLDS = 0 };
+#endif
+
 /* ---- the dot product: sums of a tile, [channel * vectors + vector]; `w` are the weights of one word ---- */
 
 #if defined(QUANT_DPBUSD_512) || defined(QUANT_DPBUSD_256)
@@ -146,6 +152,24 @@ QUANT_INLINE void step(sums *s, const vu *x, const uint32_t *w, const int tile, 
         UNROLL
         for (int v = 0; v < vectors; v++)
             s->sum[o * vectors + v] += (vi)_mm256_madd_epi16((__m256i)even[v], w0) + (vi)_mm256_madd_epi16((__m256i)odd[v], w1);
+    }
+}
+QUANT_INLINE void fold(sums *s, const int count) { (void)s, (void)count; }
+QUANT_INLINE vi sum_of(const sums *s, int i) { return s->sum[i]; }
+
+#elif defined(QUANT_PAIRS) /* pairs of products in int16, summed in int32 */
+enum { WEIGHT_WORDS = 1, PRODUCTS = 2, SIGNED_BYTES = 0 };
+typedef struct {
+    vi sum[ACCUMULATORS];
+} sums;
+QUANT_INLINE void step(sums *s, const vu *x, const uint32_t *w, const int tile, const int vectors) {
+    const __m256i one = _mm256_set1_epi16(1);
+    UNROLL
+    for (int o = 0; o < tile; o++) {
+        const __m256i weight = _mm256_set1_epi32((int)w[o]);
+        UNROLL
+        for (int v = 0; v < vectors; v++)
+            s->sum[o * vectors + v] += (vi)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x[v], weight), one);
     }
 }
 QUANT_INLINE void fold(sums *s, const int count) { (void)s, (void)count; }
@@ -222,6 +246,12 @@ typedef struct {
     vi sum[ACCUMULATORS];
 } sums;
 QUANT_INLINE void step(sums *s, const vu *x, const uint32_t *w, const int tile, const int vectors) {
+    if (tile == 1) {
+        UNROLL
+        for (int v = 0; v < vectors; v++)
+            s->sum[v] = (vi)vdotq_s32((int32x4_t)s->sum[v], (int8x16_t)x[v], vreinterpretq_s8_u32(vld1q_dup_u32(w)));
+        return;
+    }
     UNROLL
     for (int o = 0; o < tile; o += 4) {
         const int8x16_t weights = vreinterpretq_s8_u32(vld1q_u32(w + o));
@@ -496,7 +526,7 @@ QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int 
                     UNROLL
                     for (int v = 0; v < vectors; v++) field[v] = field_of(x[v], part, bits);
                     step(&s, field, w, tile, vectors);
-                    if (PRODUCTS && !--left) { /* after every step: compilers gather what has no branch between */
+                    if (FOLDS && !--left) { /* after every step: compilers gather what has no branch between */
                         fold(&s, tile * vectors);
                         left = chunk;
                     }
@@ -514,6 +544,67 @@ QUANT_INLINE void run_tile(const irstd_qconv *c, const irstd_quant_tile *t, int 
     }
 }
 
+/* Four rows of words, each of four channels, become four channels of words, each of four rows: bytes are transposed. Of
+ * three rows the fourth is zero. */
+QUANT_INLINE void merge(const char *const rows[4], int64_t columns, uint32_t *to, int64_t stride, const int count) {
+    const uint32_t even = 0x00ff00ff, odd = 0xff00ff00, low = 0x0000ffff, high = 0xffff0000;
+    for (int64_t done = 0; done < columns; done += LANES) {
+        const int64_t column = irstd_min(done, columns - LANES);
+        const vu a = load(rows[0] + 4 * column), b = load(rows[1] + 4 * column), c = load(rows[2] + 4 * column);
+        const vu d = count > 3 ? load(rows[3] + 4 * column) : (vu){0};
+        const vu ab02 = (a & even) | (b & even) << 8, ab13 = (a >> 8 & even) | (b & odd);
+        const vu cd02 = (c & even) | (d & even) << 8, cd13 = (c >> 8 & even) | (d & odd);
+        const vu channel[4] = {(ab02 & low) | cd02 << 16, (ab13 & low) | cd13 << 16, ab02 >> 16 | (cd02 & high),
+                               ab13 >> 16 | (cd13 & high)};
+        UNROLL
+        for (int i = 0; i < 4; i++) memcpy(to + i * stride + column, &channel[i], sizeof channel[i]);
+    }
+}
+
+/* The same of four channels that read one each. */
+QUANT_INLINE void run_depthwise(const irstd_qconv *c, const irstd_quant_tile *t, int channel, const char *const *pixels,
+                                int64_t columns, int32_t *to, int64_t stride, const int vectors) {
+    const int64_t block = vectors * LANES, dilation = c->a.dilation_w, reach = dilation * (c->a.kernel_w - 1);
+    const int64_t merged_stride = irstd_quant_merged_stride(c, columns);
+    const int kernel_h = c->a.kernel_h, kernel_w = c->a.kernel_w, chunk = c->chunk;
+    uint32_t *merged = (uint32_t *)(to + 4 * stride);
+    for (int kh = 0; kh < kernel_h; kh += 4) {
+        const char *rows[4];
+        for (int r = 0; r < 4; r++) rows[r] = pixels[irstd_min(kh + r, kernel_h - 1) * kernel_w * c->words + t->first];
+        if (kernel_h - kh == 3)
+            merge(rows, columns + reach, merged + kh * merged_stride, merged_stride, 3);
+        else
+            merge(rows, columns + reach, merged + kh * merged_stride, merged_stride, 4);
+    }
+    for (int o = 0; o < 4; o++)
+        for (int64_t done = 0; done < columns; done += block) {
+            const int64_t column = irstd_min(done, columns - block);
+            const uint32_t *w = c->weights + t->weights + o * WEIGHT_WORDS;
+            sums s;
+            begin(&s, c->start + channel + o, 1, vectors);
+            int left = chunk;
+            for (int kh = 0; kh < kernel_h; kh += 4) {
+                const char *at = (const char *)(merged + (kh + o) * merged_stride + column);
+                for (int kw = 0; kw < kernel_w; kw++, at += 4 * dilation, w += t->tap_weights) {
+                    vu x[ACCUMULATORS];
+                    UNROLL
+                    for (int v = 0; v < vectors; v++) x[v] = load(at + 4 * v * LANES);
+                    step(&s, x, w, 1, vectors);
+                    if (FOLDS && !--left) {
+                        fold(&s, vectors);
+                        left = chunk;
+                    }
+                }
+            }
+            fold(&s, vectors);
+            UNROLL
+            for (int v = 0; v < vectors; v++) {
+                const vi sum = sum_of(&s, v);
+                memcpy(to + o * stride + column + v * LANES, &sum, sizeof sum);
+            }
+        }
+}
+
 static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, int last_tap, int64_t width,
                 const irstd_quant_output *out, int32_t *sums) {
     const irstd_quant_tile *t = c->tiles;
@@ -524,9 +615,15 @@ static void row(const irstd_qconv *c, const char *const *pixels, int first_tap, 
         run_tile(c, t, channel, pixels, first_tap, last_tap, columns, sums, stride, channels, count, bits);            \
         break;
 #define SHAPE(channels, count)                                                                                         \
-    if (channels * count <= ACCUMULATORS && c->tile == channels && c->vectors == count)                                \
+    if (!c->depthwise && channels * count <= ACCUMULATORS && c->tile == channels && c->vectors == count)               \
         switch (c->quantizer.bits) {                                                                                   \
             FIELDS(channels, count, 2) FIELDS(channels, count, 4) FIELDS(channels, count, 8)                           \
+        }
+        switch (c->depthwise ? c->vectors : 0) {
+        case 1: run_depthwise(c, t, channel, pixels, columns, sums, stride, 1); break;
+        case 2: run_depthwise(c, t, channel, pixels, columns, sums, stride, 2); break;
+        case 3: run_depthwise(c, t, channel, pixels, columns, sums, stride, 3); break;
+        case 4: run_depthwise(c, t, channel, pixels, columns, sums, stride, 4); break;
         }
         SHAPE(4, 1) SHAPE(4, 2) SHAPE(4, 3) SHAPE(4, 4) SHAPE(8, 1) SHAPE(8, 2) SHAPE(16, 1)
 #undef SHAPE

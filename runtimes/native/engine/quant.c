@@ -302,7 +302,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, int8_t *bytes, 
 /* Picoseconds for 16 pixels of one output channel and one word of input: the table that the choice follows. */
 static double cost_of(const irstd_qconv *c) {
     const irstd_quant_kernels *k = c->kernels;
-    return (k->step_cost + (c->chunk ? (double)k->fold_cost / (double)irstd_min(c->chunk, weight_taps(c) * c->words) : 0)) *
+    return ((c->quantizer.bits == 8 ? k->step_cost : k->narrow_cost) + (c->chunk ? (double)k->fold_cost / (double)irstd_min(c->chunk, weight_taps(c) * c->words) : 0)) *
            16.0 / k->lanes;
 }
 

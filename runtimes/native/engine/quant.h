@@ -86,7 +86,8 @@ struct irstd_quant_kernels {
     int weight_words;        /* of 4 bytes, for four weights */
     int shared_weights;      /* channels whose weights one load brings */
     int products;            /* that one step adds to an int16 sum; 0: sums are int32 throughout */
-    int step_cost, fold_cost; /* picoseconds of a step, and of a fold of int16 sums, for a vector of sums */
+    /* Picoseconds for a vector of sums: of a step on 8-bit fields and on narrower ones, and of a fold of int16 sums. */
+    int step_cost, narrow_cost, fold_cost;
     int signed_bytes;        /* quantised values of 8 bits are stored less 128 */
     uint64_t needs;          /* of the CPU */
     void (*row)(const irstd_qconv *c, const char *const *pixels, int first_tap, int last_tap, int64_t width,

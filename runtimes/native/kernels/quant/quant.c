@@ -683,5 +683,5 @@ static void quantize(const irstd_quantizer *quantizer, const float *const x[4], 
 const irstd_quant_kernels PASTE(irstd_quant_, IRSTD_QUANT) = {
     .isa = TEXT(QUANT_ISA), .name = "qconv2d_" TEXT(QUANT_NAME), .lanes = LANES, .accumulators = ACCUMULATORS,
     .weight_words = WEIGHT_WORDS, .shared_weights = SHARED, .products = PRODUCTS, .signed_bytes = SIGNED_BYTES,
-    .step_cost = QUANT_STEP_COST, .fold_cost = QUANT_FOLD_COST, .needs = IRSTD_CPU_NEEDS, .row = row, .quantize = quantize,
+    .step_cost = QUANT_STEP_COST, .narrow_cost = QUANT_NARROW_COST, .fold_cost = QUANT_FOLD_COST, .needs = IRSTD_CPU_NEEDS, .row = row, .quantize = quantize,
 };

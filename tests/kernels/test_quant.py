@@ -170,7 +170,7 @@ class TestOnce:
         """Rows of a channel are merged, whatever the kernel, the dilation and the padding."""
         for bits, zero, dilation in [((7, 8), 0, 1), ((8, 8), 5, 3), ((4, 3), 1, 2)]:
             b = Builder(channels)
-            pads = dict(zip(("pad_top", "pad_left", "pad_bottom", "pad_right"), rng.integers(0, 5, 4).tolist(), strict=True))
+            pads = dict(zip(SAME, rng.integers(0, 5, 4).tolist(), strict=True))
             y = b.quant(rng, 0, channels, kernel, bits, channels, zero_point=zero, dilation_h=dilation,
                         dilation_w=dilation, **pads)
             program = b.finish(b.quant(rng, y, 3))

@@ -128,6 +128,11 @@ def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) ->
     for look in looks:
         look.remove()
     made = convert(network, assign(dict.fromkeys(layers, bits), signed, seen.folded)).eval()
+    if bits[0] == 8:  # the range that other engines reduce weights to where a CPU has no VNNI
+        with torch.no_grad():
+            for m in made.modules():
+                if isinstance(m, QuantConv2d):
+                    m.weight_step.copy_((m.weight.abs().amax((1, 2, 3)) / 63).clamp(min=1e-12))
 
     def span(m: QuantConv2d, inputs: tuple[torch.Tensor]) -> None:
         m.activation_step.copy_(inputs[0].abs().max() / integer_range(m.activation_bits, m.activation_signed)[1])

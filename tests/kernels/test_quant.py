@@ -21,7 +21,7 @@ QUICK = settings(max_examples=120, deadline=None, suppress_health_check=list(Hea
 
 
 #: The cheapest that is exact, or one that is taken wherever it is.
-VARIANTS = st.sampled_from([None, "qconv2d_maddubs", "qconv2d_maddwd"])
+VARIANTS = st.sampled_from([None, "qconv2d_maddubs", "qconv2d_pairs", "qconv2d_maddwd"])
 EMULATED_VARIANTS = st.sampled_from(["qconv2d_smlal", "qconv2d_sdot"])
 
 
@@ -163,6 +163,60 @@ class TestOnce:
         left = b.quant(rng, 0, 4, (1, 3), pad_left=2, zero_point=3)
         right = b.quant(rng, 0, 4, (3, 5), dilation_w=2, pad_right=9, zero_point=3)
         self.run(library, b.finish(left, right), image(6, 9, 40))
+
+    @pytest.mark.parametrize(("kernel", "channels"), [((3, 3), 33), ((1, 3), 7), ((5, 2), 8), ((4, 1), 5), ((9, 3), 4)])
+    @pytest.mark.parametrize("variant", [None, "qconv2d_maddwd", "qconv2d_smlal"])
+    def test_depthwise(self, library, emulated_library, rng, kernel, channels, variant):
+        """Rows of a channel are merged, whatever the kernel, the dilation and the padding."""
+        for bits, zero, dilation in [((7, 8), 0, 1), ((8, 8), 5, 3), ((4, 3), 1, 2)]:
+            b = Builder(channels)
+            pads = dict(zip(SAME, rng.integers(0, 5, 4).tolist(), strict=True))
+            y = b.quant(rng, 0, channels, kernel, bits, channels, zero_point=zero, dilation_h=dilation,
+                        dilation_w=dilation, **pads)
+            program = b.finish(b.quant(rng, y, 3))
+            for width in (9, 41):
+                images = [image(channels, 30, width)]
+                for used in (library, emulated_library):
+                    isas = available(library) if used is library else ["avx512", "neon"]
+                    check(used, isas, program, images, quant=variant, runs=2)
+                    for isa in isas:
+                        with used.forced(isa), Engine(used, write(program), 30, width) as engine:
+                            assert "_depthwise_" in engine.kernels[0]
+
+    def test_a_depthwise_stride_is_not_merged(self, library, rng):
+        b = Builder(8)
+        y = b.quant(rng, 0, 8, groups=8, bits=(8, 8), stride_w=2, **SAME)
+        self.run(library, b.finish(b.quant(rng, y, 3)), image(8, 9, 70))
+
+    @pytest.mark.parametrize("scale", [0.01, 1e4, 1e30])
+    @pytest.mark.parametrize(("bits", "signed", "zero"), [(8, 0, 0), (8, 1, 0), (6, 0, 3), (4, 0, 0), (3, 1, -2)])
+    def test_values_near_and_far(self, library, emulated_library, rng, scale, bits, signed, zero):
+        """What is quantised lies within the steps, far beyond them, beyond the integers, or is no number."""
+        b = Builder(6)
+        a = {"bits": (4, bits), "activation_signed": signed, "zero_point": zero}
+        y = b.quant(rng, 0, 9, clamp_min=float(rng.choice([-np.inf, 0.0])), **a, **SAME)
+        b.nodes[-1].constants["scale"] *= np.float32(scale)
+        total = b.add("Add", (b.quant(rng, y, 9, **a, **SAME), b.add("Activation", y, 9)), 9)
+        program, x = b.finish(b.quant(rng, total, 5, **a, **SAME)), image(6, 11, 37)
+        x[:, 3:5, ::7] = [np.inf], [-np.inf]
+        x[:, 6, ::5] = np.nan
+        self.run(library, program, x)
+        check(emulated_library, ["avx512", "neon"], program, [x])
+
+    @pytest.mark.parametrize(("value", "kernel"), [(64, "pairs"), (65, "maddwd")])
+    def test_pairs_are_proved_to_fit(self, library, value, kernel):
+        """Largest inputs times two weights of one sign: 255 * 128 fits, 255 * 130 does not."""
+        rng, b = np.random.default_rng(2), Builder(8)
+        y = b.quant(rng, 0, 4, bits=(8, 8), **SAME)
+        weight = np.full((4, 72), value) * np.where(np.arange(4) % 2, -1, 1)[:, None]
+        weight[2] = np.tile([127, -128], 36)
+        b.nodes[-1].constants["weight"][:] = weight.astype(np.int8).view(np.uint8)
+        program = b.finish(y)
+        self.run(library, program, np.full((8, 5, 40), 1e6, np.float32))
+        if "avx2" not in available(library):
+            pytest.skip("no AVX2")
+        with library.forced("avx2"), Engine(library, write(program), 5, 40) as engine:
+            assert kernel in engine.kernels[0] or "dpbusd" in engine.kernels[0]
 
     @pytest.mark.parametrize("bits", [(4, 4), (8, 8), (2, 2)])
     def test_layers_alone_take_the_kernels_of_their_bounds(self, library, rng, bits):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 #: Instruction sets of the native build, and of the emulated one.
 ISAS = {"native": ["ref", "avx2", "avx512"], "emulated": ["avx512", "neon"]}
 #: Quantised convolutions that another one is cheaper than.
-VARIANTS = [None, "qconv2d_maddwd", "qconv2d_smlal", "qconv2d_sdot"]
+VARIANTS = [None, "qconv2d_pairs", "qconv2d_maddwd", "qconv2d_smlal", "qconv2d_sdot"]
 
 
 @pytest.fixture(scope="module", params=ISAS)

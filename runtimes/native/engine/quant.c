@@ -83,7 +83,7 @@ static int words_of(int channels, int bits) { return (channels * bits + 31) / 32
 
 /* Fields as narrow as the values, but no narrower than they must be for so few words. */
 static int field_bits(const irstd_node *n, int activation_bits) {
-    int bits = activation_bits > 4 ? 8 : activation_bits > 2 ? 4 : 2, wider = bits;
+    int bits = activation_bits > 4 || n->qconv->depthwise ? 8 : activation_bits > 2 ? 4 : 2, wider = bits;
     for (int same = 1; same && wider < 8; bits = same ? wider : bits) {
         wider *= 2;
         for (int k = 0; k < n->input_count; k++)
@@ -183,7 +183,7 @@ static void choose_tile(irstd_qconv *c, int64_t width) {
     const int spread = c->quantizer.bits < 8 ? 2 : 1;
     double least = INFINITY;
     for (int tile = 4; tile <= MAX_TILE; tile *= 2)
-        for (int vectors = 1; tile * vectors <= k->accumulators && vectors <= 4; vectors++) {
+        for (int vectors = 1; (c->depthwise ? 1 : tile) * vectors <= k->accumulators && vectors <= 4; vectors++) {
             const int block = vectors * k->lanes;
             if (block > irstd_max(width, QUANT_COLUMNS) || (c->a.groups > 1 && tile > 4)) continue;
             const double cost = (double)(divide_up(irstd_max(width, QUANT_COLUMNS), block) * block) *
@@ -197,28 +197,58 @@ static void choose_tile(irstd_qconv *c, int64_t width) {
         }
 }
 
-/* Steps whose products surely fit an int16 sum; 0: not even one's. */
-static int find_chunk(const irstd_node *n) {
-    const irstd_qconv *c = n->qconv;
-    const uint8_t *packed = n->constants[IRSTD_QUANT_CONV2D_WEIGHT];
-    const int64_t most = c->quantizer.flip ? 128 : (1 << c->a.activation_bits) - 1, macs = macs_per_output(&c->a);
-    const int64_t row = (macs * c->a.weight_bits + 7) / 8;
-    int largest = 1;
-    for (int64_t o = 0; o < c->a.out_channels; o++)
-        for (int64_t i = 0; i < macs; i++) {
-            int w = weight_at(packed + o * row, i, c->a.weight_bits);
-            largest = w > largest ? w : -w > largest ? -w : largest;
-        }
-    return (int)(INT16_MAX / (c->kernels->products * most * largest));
+static int fields_of(const irstd_qconv *c) { return 8 / c->quantizer.bits; }
+
+/* Steps that a tile takes for one word of every tap. */
+static int weight_taps(const irstd_qconv *c) {
+    return c->depthwise ? (int)divide_up(c->a.kernel_h, 4) * c->a.kernel_w : c->taps;
 }
 
-static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *error) {
+static int64_t spread_bytes(const irstd_qconv *c) {
+    return (int64_t)weight_taps(c) * (c->depthwise ? 1 : c->words * fields_of(c)) * 4;
+}
+
+/* The weights of output channel o in the bytes of steps: [tap][word][field][4], or depthwise [rows / 4][column][row % 4]. */
+static void spread(const irstd_node *n, int o, int8_t *bytes) {
+    const irstd_qconv *c = n->qconv;
+    const irstd_quant_conv2d_attributes *a = &c->a;
+    const int ic = a->in_channels / a->groups, first = o / (a->out_channels / a->groups) * ic;
+    const size_t row = n->constant_bytes[IRSTD_QUANT_CONV2D_WEIGHT] / (size_t)a->out_channels;
+    const uint8_t *from = (const uint8_t *)n->constants[IRSTD_QUANT_CONV2D_WEIGHT] + (size_t)o * row;
+    memset(bytes, 0, (size_t)spread_bytes(c));
+    for (int ch = 0; ch < ic; ch++) {
+        int word, byte, part;
+        place_of(n, first + ch, &word, &byte, &part);
+        for (int tap = 0; tap < c->taps; tap++) {
+            const int kh = tap / a->kernel_w, kw = tap % a->kernel_w;
+            const int64_t at = c->depthwise ? (int64_t)(kh / 4 * a->kernel_w + kw) * 4 + kh % 4
+                                            : (((int64_t)tap * c->words + word) * fields_of(c) + part) * 4 + byte;
+            bytes[at] = (int8_t)weight_at(from, (int64_t)tap * ic + ch, a->weight_bits);
+        }
+    }
+}
+
+/* Steps whose products surely fit an int16 sum, whichever the inputs; 0: not even one's. */
+static int find_chunk(const irstd_node *n, int8_t *bytes) {
+    const irstd_qconv *c = n->qconv;
+    const int64_t most = c->quantizer.flip ? 128 : (1 << c->a.activation_bits) - 1;
+    int largest = 1;
+    for (int o = 0; o < c->a.out_channels; o++) {
+        spread(n, o, bytes);
+        for (int64_t i = 0; i < spread_bytes(c); i += c->kernels->products) {
+            int above = 0, below = 0; /* largest sums of either sign, where inputs are none or all they can be */
+            for (int k = 0; k < c->kernels->products; k++) *(bytes[i + k] > 0 ? &above : &below) += abs(bytes[i + k]);
+            largest = (int)irstd_max(largest, irstd_max(above, below));
+        }
+    }
+    return (int)(INT16_MAX / (most * largest));
+}
+
+static irstd_status pack(struct irstd_session *s, irstd_node *n, int8_t *bytes, irstd_error *error) {
     irstd_qconv *c = n->qconv;
     const irstd_quant_conv2d_attributes *a = &c->a;
     const int ic = a->in_channels / a->groups, oc_group = a->out_channels / a->groups, k = c->kernels->weight_words;
-    const int fields = 8 / c->quantizer.bits;
-    const int tiles = (int)divide_up(a->out_channels, c->tile);
-    const size_t row = n->constant_bytes[IRSTD_QUANT_CONV2D_WEIGHT] / (size_t)a->out_channels;
+    const int fields = fields_of(c), tiles = (int)divide_up(a->out_channels, c->tile);
     irstd_quant_tile *t = irstd_own(s, (size_t)tiles * sizeof *t);
     int32_t *start = irstd_own(s, (size_t)(tiles * c->tile) * sizeof *start);
     float *scale = irstd_own(s, (size_t)(2 * tiles * c->tile) * sizeof *scale), *bias = scale + tiles * c->tile;
@@ -231,7 +261,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
         place_of(n, last, &end, &byte, &part);
         t[i] = (irstd_quant_tile){.first = word, .count = end - word + 1, .weights = total,
                                   .tap_weights = (int64_t)(end - word + 1) * fields * c->tile * k};
-        total += t[i].tap_weights * c->taps;
+        total += t[i].tap_weights * weight_taps(c);
     }
     uint32_t *weights = irstd_own(s, (uint64_t)total * sizeof *weights + ROW_ALIGNMENT);
     if (!weights) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
@@ -239,24 +269,27 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
     memcpy(bias, n->constants[IRSTD_QUANT_CONV2D_BIAS], (size_t)a->out_channels * sizeof *bias);
     const int32_t zero = c->quantizer.zero - (c->quantizer.flip ? 128 : 0);
     for (int o = 0; o < a->out_channels; o++) {
-        const uint8_t *from = (const uint8_t *)n->constants[IRSTD_QUANT_CONV2D_WEIGHT] + (size_t)o * row;
         const irstd_quant_tile *tile = &t[o / c->tile];
-        uint32_t sum = 0; /* as the kernels': modulo 2^32 */
-        for (int ch = 0; ch < ic; ch++) {
-            int word, byte, part;
-            place_of(n, o / oc_group * ic + ch, &word, &byte, &part);
-            const int64_t before = (int64_t)(word - tile->first) * fields;
-            for (int tap = 0; tap < c->taps; tap++) {
-                const int w = weight_at(from, (int64_t)tap * ic + ch, a->weight_bits);
-                uint32_t *to = weights + tile->weights + tap * tile->tap_weights + ((before + part) * c->tile + o % c->tile) * k;
-                sum -= (uint32_t)(w * zero);
-                if (k == 1)
-                    to[0] |= (uint32_t)(uint8_t)w << 8 * byte;
-                else /* bytes 0 and 2, 1 and 3, as int16 */
-                    to[byte % 2] |= (uint32_t)(uint16_t)w << 16 * (byte / 2);
-            }
+        const int64_t steps = tile->count * fields, all = c->depthwise ? steps : c->words * fields;
+        int64_t sum = 0, absolute = 0;
+        spread(n, o, bytes);
+        for (int64_t i = 0; i < spread_bytes(c); i++) {
+            sum += bytes[i];
+            absolute += abs(bytes[i]);
         }
-        start[o] = (int32_t)sum;
+        for (int tap = 0; tap < weight_taps(c); tap++)
+            for (int64_t step = 0; step < steps; step++) {
+                const int8_t *w = bytes + (tap * all + (c->depthwise ? 0 : tile->first * fields) + step) * 4;
+                uint32_t *to = weights + tile->weights + tap * tile->tap_weights + (step * c->tile + o % c->tile) * k;
+                for (int byte = 0; byte < 4; byte++)
+                    if (k == 1)
+                        to[0] |= (uint32_t)(uint8_t)w[byte] << 8 * byte;
+                    else /* bytes 0 and 2, 1 and 3, as int16 */
+                        to[byte % 2] |= (uint32_t)(uint16_t)w[byte] << 16 * (byte / 2);
+            }
+        start[o] = (int32_t)-(uint32_t)(sum * zero); /* as the kernels': modulo 2^32 */
+        const float bound = (float)absolute * fmaxf(c->quantizer.high, -c->quantizer.low) * fabsf(scale[o]) + fabsf(bias[o]);
+        c->largest = bound < INFINITY ? fmaxf(c->largest, bound) : INFINITY; /* a NaN is no bound */
     }
     c->tiles = t;
     c->start = start;
@@ -269,7 +302,7 @@ static irstd_status pack(struct irstd_session *s, irstd_node *n, irstd_error *er
 /* Picoseconds for 16 pixels of one output channel and one word of input: the table that the choice follows. */
 static double cost_of(const irstd_qconv *c) {
     const irstd_quant_kernels *k = c->kernels;
-    return (k->step_cost + (c->chunk ? (double)k->fold_cost / (double)irstd_min(c->chunk, c->taps * c->words) : 0)) *
+    return ((c->quantizer.bits == 8 ? k->step_cost : k->narrow_cost) + (c->chunk ? (double)k->fold_cost / (double)irstd_min(c->chunk, weight_taps(c) * c->words) : 0)) *
            16.0 / k->lanes;
 }
 
@@ -277,9 +310,11 @@ irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_e
     irstd_qconv *c = n->qconv;
     const irstd_quant_kernels *best = NULL;
     const char *wanted = getenv("IRSTD_QUANT"); /* a variant that is taken wherever it is exact */
+    int8_t *bytes = NULL;
     int best_chunk = 0;
     double least = INFINITY;
     c->taps = c->a.kernel_h * c->a.kernel_w;
+    c->depthwise = c->a.groups > 1 && c->a.groups == c->a.in_channels && c->a.groups == c->a.out_channels && c->a.stride_w == 1;
     for (int v = 0; v < irstd_quant_variant_count; v++) {
         c->kernels = irstd_quant_variants[v];
         if (strcmp(c->kernels->isa, s->kernels->isa) || !irstd_cpu_has(c->kernels->needs)) continue;
@@ -290,8 +325,10 @@ irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_e
                 if (status) return status;
                 c->words += c->sources[k]->planes;
             }
+            bytes = malloc((size_t)spread_bytes(c));
+            if (!bytes) return irstd_fail(error, IRSTD_OUT_OF_MEMORY, "out of memory");
         }
-        c->chunk = c->kernels->products ? find_chunk(n) : 0;
+        c->chunk = c->kernels->products ? find_chunk(n, bytes) : 0;
         const double cost = wanted && !strcmp(wanted, c->kernels->name) ? 0 : cost_of(c);
         if ((c->kernels->products && !c->chunk) || cost >= least) continue;
         least = cost;
@@ -301,15 +338,19 @@ irstd_status irstd_quant_prepare(struct irstd_session *s, irstd_node *n, irstd_e
     c->kernels = best;
     c->chunk = best_chunk;
     choose_tile(c, n->output->width);
-    snprintf(n->kernel, sizeof n->kernel, "%s_%dx%d__%s", best->name, c->tile, c->vectors * best->lanes, best->isa);
-    return pack(s, n, error);
+    snprintf(n->kernel, sizeof n->kernel, "%s_%s%dx%d__%s", best->name, c->depthwise ? "depthwise_" : "", c->tile,
+             c->vectors * best->lanes, best->isa);
+    irstd_status status = pack(s, n, bytes, error);
+    free(bytes);
+    return status;
 }
 
 /* ---- rows ---- */
 
-/* Bytes of the parts of a row's scratch: pointers, a line of padding, columns gathered for a stride, narrow results. */
+/* Bytes of the parts of a row's scratch: pointers, a line of padding, columns gathered for a stride, sums, narrow
+ * results. */
 typedef struct {
-    uint64_t padding, columns, result, bytes;
+    uint64_t padding, columns, sums, result, bytes;
     int64_t gathered; /* elements of a line of columns */
 } layout;
 
@@ -324,7 +365,9 @@ static layout layout_of(const irstd_node *n) {
     for (int k = 0; k < irstd_sources(n); k++) longest = irstd_max(longest, c->sources[k]->stride);
     l.padding = up((uint64_t)c->taps * (uint64_t)c->words * sizeof(char *));
     l.columns = l.padding + up((uint64_t)longest * sizeof(uint32_t));
-    l.result = l.columns + (c->a.stride_w > 1 ? up((uint64_t)c->taps * (uint64_t)(c->words * l.gathered) * sizeof(uint32_t)) : 0);
+    l.sums = l.columns + (c->a.stride_w > 1 ? up((uint64_t)c->taps * (uint64_t)(c->words * l.gathered) * sizeof(uint32_t)) : 0);
+    const int64_t merged = c->depthwise ? irstd_round_up(c->a.kernel_h, 4) * irstd_quant_merged_stride(c, n->output->width) : 0;
+    l.result = l.sums + (uint64_t)(c->tile * irstd_quant_sums_stride(n->output->width) + merged) * sizeof(int32_t);
     l.bytes = l.result + (bounces(n) ? (uint64_t)(n->output->channels * QUANT_COLUMNS) * sizeof(float) : 0);
     return l;
 }
@@ -345,7 +388,7 @@ void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch) {
     const char **pixels = (const char **)(void *)scratch;
     uint32_t *padding = (uint32_t *)(void *)(scratch + l.padding), *columns = (uint32_t *)(void *)(scratch + l.columns);
     int first = 0, last = a->kernel_h, padded = 0;
-    if (!c->quantizer.zero_word) { /* rows outside add nothing */
+    if (!c->quantizer.zero_word && !c->depthwise) { /* rows outside add nothing */
         const int64_t top = row * a->stride_h - a->pad_top, height = n->inputs[0]->height;
         while (first < last && top + (int64_t)first * a->dilation_h < 0) first++;
         while (last > first && top + (int64_t)(last - 1) * a->dilation_h >= height) last--;
@@ -387,7 +430,8 @@ void irstd_quant_row(const irstd_node *n, int64_t row, char *scratch) {
             out.map[out.maps].words = (uint32_t *)(void *)irstd_row(&map->ring, row) + map->left;
             out.map[out.maps].stride = map->stride;
         }
-    c->kernels->row(c, pixels, first * a->kernel_w, last * a->kernel_w, y->width, &out);
+    c->kernels->row(c, pixels, first * a->kernel_w, last * a->kernel_w, y->width, &out,
+                    (int32_t *)(void *)(scratch + l.sums));
     for (int oc = 0; bounces(n) && oc < y->channels; oc++)
         memcpy((float *)irstd_tensor_row(y, row) + oc * y->stride, out.y + oc * QUANT_COLUMNS, (size_t)y->width * sizeof(float));
     for (int m = 0; m < out.maps; m++) repair(&y->maps[m], out.map[m].words, y->width);

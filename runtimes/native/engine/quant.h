@@ -45,12 +45,16 @@ struct irstd_qconv {
     const irstd_map *sources[MAX_INPUTS]; /* of the inputs, read as if concatenated */
     irstd_quantizer quantizer;
     const irstd_quant_kernels *kernels;
+    int depthwise;             /* every channel reads one; kernels merge four rows of it into words */
     int words, taps;           /* words of a pixel, over all inputs */
     int tile, vectors, chunk;  /* output channels and vectors of columns at a time; additions that int16 sums hold */
     const irstd_quant_tile *tiles;
-    const uint32_t *weights;   /* [tile][tap][word][field of bytes][channel of the tile][kernels->weight_words] */
+    /* [tile][tap][word][field of bytes][channel of the tile][kernels->weight_words]; depthwise, a tap is a column of four
+     * rows of the kernel. */
+    const uint32_t *weights;
     const int32_t *start;      /* of the sums: what zeros stored as something else add */
     const float *scale, *bias; /* padded with zeros, as start is */
+    float largest;             /* bound of the values before an addend; infinite where they may be no numbers */
 };
 
 /* What a row is written to: the values, and maps of them. */
@@ -66,18 +70,28 @@ typedef struct {
     } map[MAX_MAPS];
 } irstd_quant_output;
 
-/* One variant: one row of output for pixels[tap * words + word], column 0; first_tap .. last_tap - 1 are inside. */
+/* Elements from a channel's sums to the next one's. */
+static inline int64_t irstd_quant_sums_stride(int64_t width) { return irstd_round_up(irstd_max(width, QUANT_COLUMNS), 16); }
+
+/* And of merged rows of words. */
+static inline int64_t irstd_quant_merged_stride(const irstd_qconv *c, int64_t width) {
+    return irstd_round_up(irstd_max(width, QUANT_COLUMNS) + (int64_t)c->a.dilation_w * (c->a.kernel_w - 1), 16);
+}
+
+/* One variant: one row of output for pixels[tap * words + word], column 0; first_tap .. last_tap - 1 are inside. Sums are
+ * room for those of a tile's row, and for the merged rows behind them. */
 struct irstd_quant_kernels {
     const char *isa, *name;
     int lanes, accumulators; /* pixels of a vector, vectors of sums in registers */
     int weight_words;        /* of 4 bytes, for four weights */
     int shared_weights;      /* channels whose weights one load brings */
     int products;            /* that one step adds to an int16 sum; 0: sums are int32 throughout */
-    int step_cost, fold_cost; /* picoseconds of a step, and of a fold of int16 sums, for a vector of sums */
+    /* Picoseconds for a vector of sums: of a step on 8-bit fields and on narrower ones, and of a fold of int16 sums. */
+    int step_cost, narrow_cost, fold_cost;
     int signed_bytes;        /* quantised values of 8 bits are stored less 128 */
     uint64_t needs;          /* of the CPU */
     void (*row)(const irstd_qconv *c, const char *const *pixels, int first_tap, int last_tap, int64_t width,
-                const irstd_quant_output *out);
+                const irstd_quant_output *out, int32_t *sums);
     /* Quantises columns of up to 4 channels of a row; x[i] NULL: there is no such channel. */
     void (*quantize)(const irstd_quantizer *q, const float *const x[4], int part, int64_t width, uint32_t *words);
 };

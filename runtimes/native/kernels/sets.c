@@ -28,13 +28,14 @@ const irstd_kernels *const irstd_kernel_sets[] = {
 const int irstd_kernel_set_count = sizeof irstd_kernel_sets / sizeof *irstd_kernel_sets;
 
 /* The quantised convolution has several variants of one instruction set; prepare chooses by layer. */
-extern const irstd_quant_kernels irstd_quant_ref, irstd_quant_maddubs, irstd_quant_maddwd, irstd_quant_dpbusd_256,
+extern const irstd_quant_kernels irstd_quant_ref, irstd_quant_maddubs, irstd_quant_pairs, irstd_quant_maddwd, irstd_quant_dpbusd_256,
     irstd_quant_dpbusd_512, irstd_quant_smlal, irstd_quant_sdot;
 
 const irstd_quant_kernels *const irstd_quant_variants[] = {
     &irstd_quant_ref,
 #ifdef IRSTD_HAVE_AVX2
     &irstd_quant_maddubs,
+    &irstd_quant_pairs,
     &irstd_quant_maddwd,
     &irstd_quant_dpbusd_256,
 #endif

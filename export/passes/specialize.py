@@ -7,6 +7,8 @@ import onnx_ir as ir
 from irstd_edge.export.passes.graph import SYMBOLS
 from irstd_edge.export.passes.simplify import Finish, Simplify
 
+_LAST_WINDOW_OPSET = 22
+
 
 class Specialize(ir.passes.InPlacePass):
     """Set height and width of the input, infer every shape anew, and fold the shape arithmetic this makes constant.
@@ -34,6 +36,10 @@ class Specialize(ir.passes.InPlacePass):
         for node in model.graph:
             for value in node.outputs:
                 value.shape = None
+        version = model.graph.opset_imports[""]
+        # Below, ONNX's shapes of a ceil_mode pool count a last window that begins behind the image; PyTorch has none.
+        model.graph.opset_imports[""] = max(version, _LAST_WINDOW_OPSET)
         Simplify()(model)
         Finish()(model)
+        model.graph.opset_imports[""] = version
         return ir.passes.PassResult(model, True)

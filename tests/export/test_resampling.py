@@ -47,6 +47,7 @@ MIDDLES = {
     "pool with ceil_mode": (lambda x: F.max_pool2d(x, 2, ceil_mode=True), ""),
     "padded pool": (lambda x: F.max_pool2d(x, 3, 2, 1), ""),
     "padded pool with ceil_mode": (lambda x: F.max_pool2d(x, (3, 4), 2, (1, 2), ceil_mode=True), ""),
+    "window behind the image with ceil_mode": (lambda x: F.max_pool2d(x, 3, 3, 1, ceil_mode=True), ""),
     "padded average": (lambda x: F.avg_pool2d(x, 3, 2, 1), ""),
     "padded average of the image": (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), ""),
     "average with ceil_mode": (lambda x: F.avg_pool2d(x, 4, 3, ceil_mode=True), ""),

@@ -66,7 +66,7 @@ ENGINES: dict[str, Engine] = {
         _ours("irstd-tflite", "binary", "biisnet", "unet", unet=f"{_MODELS}:binary_unet"),
         _ours("irstd-native-fp32", "fp32", *_NETWORKS, **{w: f"{_MODELS}:{WORKS[w].factory}" for w in _NETWORKS}),
         _ours("irstd-native-int8", "int8", *_NETWORKS, **{w: f"{_MODELS}:{WORKS[w].factory}_int8" for w in _NETWORKS}),
-        _ours("irstd-native-spmix", "mixed", "resunet", resunet="resunet-spmix", note="2.3 bits by 3.7 on average"),
+        _ours("irstd-native-spmix", "mixed", "resunet", resunet="resunet-spmix", note="2.2 bits by 3.7 on average"),
         _peer("ort", "fp32"),
         _peer("ort", "int8", "float in and out"),
         _peer("litert", "fp32"),

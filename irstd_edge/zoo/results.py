@@ -14,7 +14,7 @@ from irstd_edge.zoo import zoo_card
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "results.md"
 HEAD = "| network | data set | asked | IoU | nIoU | Pd | Fa | trained |"
-_OPTIONS = "--dataset DATASET --root DATA --seed 1 --seed 2 --seed 3 --device cuda --out runs/"
+_OPTIONS = "--dataset DATASET --root DATA --seed 1 --seed 2 --seed 3 --device cuda --out runs/DATASET/"
 NUAA, NUDT, IRSTD = DATASETS
 
 
@@ -39,7 +39,7 @@ def _everywhere(text: str) -> dict[str, str]:
     return dict.fromkeys((NUAA, NUDT, IRSTD), text)
 
 
-_RESUNET, _SFORMER = (f"runs/{n}/{n}-nuaa-seed1/best.safetensors" for n in ("resunet", "sformer"))
+_RESUNET, _SFORMER = (f"runs/DATASET/{n}/{n}-nuaa-seed1/best.safetensors" for n in ("resunet", "sformer"))
 
 ROWS = (
     _trained("acm"), _trained("alcnet"), _trained("dnanet"), _trained("resunet"),
@@ -59,10 +59,10 @@ ROWS = (
     ), _everywhere("IoU within 0.005 of resunet, 0.015 above the plain student")),
     Row("resunet-spmix", (
         f"irstd-edge quantize resunet --checkpoint {_RESUNET} --dataset DATASET --root DATA --spm --train resunet-nuaa "
-        "--epochs 40 --device cuda --out runs/resunet-spmix/run",
+        "--epochs 40 --device cuda --out runs/DATASET/resunet-spmix/run",
     ), _everywhere("IoU within 0.01 of resunet")),
 )
-_EVALUATION = "python -m irstd_edge.zoo.card runs/NETWORK/* --name NETWORK --root DATA --out CARDS"
+_EVALUATION = "python -m irstd_edge.zoo.card runs/DATASET/NETWORK/* --name NETWORK --root DATA --out CARDS"
 
 
 def _measured(network: str, dataset: str) -> tuple[str, ...]:

@@ -58,7 +58,9 @@ def spatial_attention(feature: torch.Tensor) -> torch.Tensor:
     energy = feature.square().mean(1, keepdim=True)
 
     def average(side: int) -> torch.Tensor:
-        return F.avg_pool2d(energy, side, 1, side // 2, count_include_pad=False)
+        # Along rows, then along columns: the pixels of a window that lie inside the image are a rectangle.
+        means = F.avg_pool2d(energy, (1, side), 1, (0, side // 2), count_include_pad=False)
+        return F.avg_pool2d(means, (side, 1), 1, (side // 2, 0), count_include_pad=False)
 
     contrasts = [F.relu(average(s) - average(3 * s)) for s in WINDOWS]
     # Rounding leaves traces of contrast in a flat map; they are none.

@@ -465,6 +465,22 @@ def test_planning_a_network_of_thousands_of_nodes_ends(library, wide):
         assert engine.description["strip_rows"] >= 2
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_whole_maps_share_memory(library, threads):
+    """Attention holds back all rows of a map; the maps of blocks that are done make room, their margins too."""
+    rng, height, width, channels, blocks = np.random.default_rng(5), 24, 40, 16, 8
+    b, x = Builder(1), 0
+    for _ in range(blocks):
+        x = b.conv(rng, x, channels, (3, 3), pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
+        gate = b.add("Activation", b.add("GlobalAveragePool", x, channels), channels, activation=4)
+        x = b.add("Activation", b.add("Multiply", (x, gate), channels), channels, activation=4)
+    program, images = b.finish(b.conv(rng, x, 1, (1, 1))), [image(1, height, width, scale=1)]
+    check(library, available(library), program, images, [FLOAT_TOLERANCE], threads=threads, runs=2)
+    with Engine(library, write(program), height, width, threads=threads) as engine:
+        # Of 24 maps no more than three and what the threads need besides; with margins a row has 64 columns for 40.
+        assert engine.description["arena_bytes"] < 6 * height * channels * 64 * 4
+
+
 def test_padding_as_wide_as_it_gets(library):
     """What columns outside the image lack, for thousands of them."""
     rng = np.random.default_rng(4)

@@ -49,6 +49,7 @@ typedef struct {
     int64_t stride, step; /* elements from a channel to the next, from a pixel to the next (1 but in the caller's NHWC) */
     /* For convolutions that read beyond the image in place: zeros before column 0, and columns from it on that exist. */
     int64_t left, extent;
+    int margins_each_row; /* they are written with every row, as others use the memory before and after */
     irstd_ring ring;
     irstd_map maps[MAX_MAPS];
     int map_count;

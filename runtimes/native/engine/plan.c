@@ -62,6 +62,7 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     const irstd_tensor *x = n->inputs[input];
     const int32_t *i = n->i;
     int64_t first = row;
+    if (row >= n->output->height) return x->height;
     switch (is_addend(n, input) ? 0 : n->op) {
     case IRSTD_OP_BINARY_CONV2D:
         if (!input) first = row * n->bconv->a.stride_h - n->bconv->a.pad_top;
@@ -75,13 +76,13 @@ static int64_t first_row_read(const irstd_node *n, int input, int64_t row) {
     case IRSTD_OP_AVERAGE_POOL:
     case IRSTD_OP_MAX_POOL: first = row * i[IRSTD_MAX_POOL_STRIDE_H] - i[IRSTD_MAX_POOL_PAD_TOP]; break;
     case IRSTD_OP_RESIZE:
-        if (!input) first = row < n->output->height ? irstd_resize_source(n, 0, row).first : x->height;
+        if (!input) first = irstd_resize_source(n, 0, row).first;
         break;
     case IRSTD_OP_GLOBAL_AVERAGE_POOL:
-    case IRSTD_OP_GLOBAL_MAX_POOL: first = row ? x->height : 0; break;
+    case IRSTD_OP_GLOBAL_MAX_POOL: first = 0; break;
     case IRSTD_OP_ADD:
     case IRSTD_OP_MULTIPLY:
-        if (x->height == 1) first = row < n->output->height ? 0 : 1;
+        if (x->height == 1) first = 0;
         break;
     default: break;
     }
@@ -313,7 +314,8 @@ static uint64_t ring_bytes(const irstd_ring *ring) { return aligned((uint64_t)ri
 
 /* Sizes of all rings for the simulated run, and their places: large ones first, each at the lowest place that is free
  * for its life, which is a part of every strip where all rows are read in the strip that wrote them. What has margins
- * lives for the whole run, since they are written once. Too large an arena is cut short above IRSTD_MOST_BYTES. */
+ * lives for the whole run, since they are written once, but for what lives less than half of it: its margins are
+ * written with every row. Too large an arena is cut short above IRSTD_MOST_BYTES. */
 static int place(struct irstd_session *s, const state *states, schedule *p) {
     irstd_ring **rings = malloc((size_t)s->tensor_count * (1 + MAX_MAPS) * sizeof *rings);
     if (!rings) return 0;
@@ -325,11 +327,13 @@ static int place(struct irstd_session *s, const state *states, schedule *p) {
             t->ring.ring = t->height;
             t->ring.row_bytes = (size_t)(t->width * t->step) * sizeof(float);
         } else if (t->stored) {
+            t->margins_each_row = t->extent && 2 * (states[k].last_step - states[k].first_step) < p->count;
+            const int stays = t->extent && !t->margins_each_row;
             t->ring = (irstd_ring){.ring = states[k].most, .row_bytes = (size_t)value_row_bytes(t),
-                                   .first_step = t->extent ? 0 : states[k].first_step,
-                                   .last_step = t->extent ? p->count : states[k].last_step,
-                                   .first_node = t->extent || states[k].kept ? 0 : states[k].writer,
-                                   .last_node = t->extent || states[k].kept ? s->node_count : states[k].last_reader};
+                                   .first_step = stays ? 0 : states[k].first_step,
+                                   .last_step = stays ? p->count : states[k].last_step,
+                                   .first_node = stays || states[k].kept ? 0 : states[k].writer,
+                                   .last_node = stays || states[k].kept ? s->node_count : states[k].last_reader};
             if (t->ring.ring) rings[count++] = &t->ring;
         }
         for (int m = 0; m < t->map_count; m++) {

@@ -249,10 +249,14 @@ static void wait_for_all(struct irstd_session *s) {
 
 /* Kernels write whole steps of columns; what lies behind the last one is zero again, where somebody reads it. */
 static void clear_margin(const irstd_tensor *t, int64_t row) {
-    if (!t->extent || t->width % ROW_STEP == 0) return;
-    float *plane = (float *)irstd_tensor_row(t, row) + t->width;
-    for (int c = 0; c < t->channels; c++, plane += t->stride)
-        memset(plane, 0, (size_t)(irstd_round_up(t->width, ROW_STEP) - t->width) * sizeof *plane);
+    const int64_t left = t->margins_each_row ? t->left : 0;
+    const int64_t end = t->margins_each_row ? t->stride - t->left : irstd_round_up(t->width, ROW_STEP);
+    if (!t->extent || (!left && t->width == end)) return;
+    float *plane = (float *)irstd_tensor_row(t, row);
+    for (int c = 0; c < t->channels; c++, plane += t->stride) {
+        memset(plane - left, 0, (size_t)left * sizeof *plane);
+        memset(plane + t->width, 0, (size_t)(end - t->width) * sizeof *plane);
+    }
 }
 
 /* Rows first..last-1 of a node's output. */

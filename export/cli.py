@@ -111,7 +111,8 @@ def show(manifest, out: Path, notes: list[str]) -> None:
         cells = [cell for layer in found for cell in _cells(layer)]
         reasons = [f"{a.kind}: {layer.reason}" for a, layer in zip(manifest.artefacts, found, strict=True)
                    if layer is not None and layer.reason]
-        table.add_row(name, first.requested, f"{first.macs:,}", *cells, "; ".join(reasons))
+        macs = "unknown" if first.macs is None else f"{first.macs:,}"
+        table.add_row(name, first.requested, macs, *cells, "; ".join(reasons))
     console.print(table)
     for a in manifest.artefacts:
         lowered = sum(layer.downgraded for layer in a.layers)
@@ -178,6 +179,9 @@ def inspect(path, input_size, map_file, pair, image, seed, json_file):
     found = inspect_path(path, input_size)
     for inspection in found:
         _show_layers(inspection)
+        if input_size not in (None, inspection.input):
+            height, width = inspection.input
+            click.echo(f"note: {inspection.file} is counted at {height}x{width}, for which it is written", err=True)
     if map_file is not None:
         from irstd_edge.export.arena import draw_arena
 

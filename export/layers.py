@@ -39,10 +39,11 @@ def describe_layers(
         reason: why a layer's realised precision is not the requested one.
         layer_bytes: constants by layer where they are not those of ``model``'s own nodes.
     """
-    macs: dict[str, int] = {}
+    macs: dict[str, int | None] = {}
     for node in static.graph:
         if has_weights(node):
-            macs[_name(node)] = macs.get(_name(node), 0) + count_macs(node)
+            so_far, more = macs.get(_name(node), 0), count_macs(node)
+            macs[_name(node)] = None if None in (so_far, more) else so_far + more
     sizes = constant_bytes(model) if layer_bytes is None else layer_bytes
     rows: dict[str, LayerPrecision] = {}
     for node in model.graph:
@@ -65,11 +66,6 @@ def constant_bytes(model: ir.Model) -> dict[str, int]:
     return {name: sum(values.values()) for name, values in sizes.items()}
 
 
-def node_bytes(node: ir.Node) -> int:
-    """Bytes of the constants that a node reads."""
-    return sum(_constants(node).values())
-
-
 def _constants(node: ir.Node) -> dict[str, int]:
     """Bytes by name, as they are stored."""
     sizes = {v.name: v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None}
@@ -78,8 +74,13 @@ def _constants(node: ir.Node) -> dict[str, int]:
     return sizes
 
 
-def count_macs(node: ir.Node) -> int:
-    """Multiply-accumulates of a node with static shapes; a binary one counts one each, padding taps included."""
+def count_macs(node: ir.Node) -> int | None:
+    """Multiply-accumulates of a node; a binary one counts one each, padding taps included.
+
+    None where its shapes are unknown: those behind an operator that shape inference does not know.
+    """
+    if any(v.shape is None or v.shape.is_dynamic() for v in (node.inputs[0], node.outputs[0])):
+        return None
     if is_compressed(node):
         spec = quant_spec_of(node) if is_quant(node) else spec_of(node)
         return prod(node.outputs[0].shape.numpy()) * spec.macs_per_output

@@ -52,7 +52,7 @@ class LayerPrecision:
     requested: str
     realised: str
     bytes: int
-    macs: int  # at the bundle's reference input
+    macs: int | None  # at the bundle's reference input; None where that is unknown
     reason: str = ""
 
     @property
@@ -290,7 +290,7 @@ _RULES = {
     (Preprocessing, "std"): (lambda v: v > 0, "positive"),
     (Preprocessing, "size_multiple"): (lambda v: 1 <= v <= 4096, "between 1 and 4096"),
     (LayerPrecision, "bytes"): (lambda v: v >= 0, "not negative"),
-    (LayerPrecision, "macs"): (lambda v: v >= 0, "not negative"),
+    (LayerPrecision, "macs"): (lambda v: v is None or v >= 0, "not negative"),
     (Artefact, "kind"): (lambda v: v in ARTEFACTS, f"one of {', '.join(ARTEFACTS)}"),
     (Artefact, "bytes"): (lambda v: v >= 0, "not negative"),
     (Artefact, "layout"): (lambda v: v in ("NCHW", "NHWC"), "NCHW or NHWC"),

@@ -174,7 +174,7 @@ def load_network(
     allow_pickle: bool = False,
     mean: float | None = None,
     std: float | None = None,
-    untrained: bool = False,
+    untrained: bool | None = None,
     from_layout: str | None = None,
 ) -> LoadedNetwork:
     """A network ready for evaluation or export, in evaluation mode on the CPU.
@@ -186,8 +186,9 @@ def load_network(
         model: the user's ``package.module:factory``, searched in the current directory too.
         allow_pickle: see :func:`read_checkpoint`.
         mean, std: normalisation on the 0..255 scale. Default: that of the training run (``recipe.json``, or
-            ``quantisation.json``, beside the checkpoint), else of the zoo's card.
-        untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo.
+            ``quantisation.json``, beside the checkpoint); of the zoo's own weights that of their card.
+        untrained: without a checkpoint, take random weights (seed 0) rather than those of the zoo. None where the
+            caller's user has no such choice.
         from_layout: a key of :data:`irstd_edge.layouts.LAYOUTS`: whose public checkpoint it is.
 
     Raises :class:`CheckpointError`, and what :func:`build_network` raises.
@@ -200,8 +201,8 @@ def load_network(
     if checkpoint is None and not model and not untrained:
         checkpoint = zoo_weights(factory)
         if checkpoint is None:
-            raise CheckpointError(f"{factory} has no trained weights here: give --checkpoint FILE, "
-                                  "or --untrained for random ones")
+            raise CheckpointError(f"{factory} has no trained weights here: give --checkpoint FILE"
+                                  + (", or --untrained for random ones" if untrained is not None else ""))
     digest = None
     if from_layout is not None:
         _check_layout(from_layout, factory, checkpoint)
@@ -333,7 +334,7 @@ def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[flo
     found = None
     if checkpoint is not None:
         found = recorded_normalisation(checkpoint)
-    if found is None and card is not None:
+    if found is None and card is not None and checkpoint == zoo_weights(factory):  # others' may be of other data
         found = card["normalisation"]
     if found is None and untrained:
         found = DATASETS["NUAA-SIRST"].normalisation.__dict__

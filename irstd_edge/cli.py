@@ -52,7 +52,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; known errors end in one line on standard error and the exit code of DESIGN's table."""
+    """Run a command; known errors end in one line on standard error and the exit code of :mod:`irstd_edge.errors`."""
     try:
         code = cli.main(arguments, prog_name="irstd-edge", standalone_mode=False)
         return code if isinstance(code, int) else errors.OK

@@ -82,7 +82,7 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
 @click.option("--mean", type=float, help="Of a network: mean on the 0..255 scale.")
-@click.option("--std", type=float, help="Of a network: deviation on the 0..255 scale.")
+@click.option("--std", type=float, help="Of a network: standard deviation on the 0..255 scale.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability; default the network's (0.5).")
 @threads_option
 @json_option("the result")

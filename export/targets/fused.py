@@ -141,7 +141,7 @@ def _large_ends(nodes: _Nodes) -> _Nodes:
     behind, before = _reach(ordered, _producers), _reach(ordered[::-1], _users)
     ends: set[ir.Node] = set()
     for node in ordered:
-        if not _is_core(node) and has_weights(node) and count_macs(node) > LARGE_MACS:
+        if not _is_core(node) and has_weights(node) and (count_macs(node) or 0) > LARGE_MACS:
             if node not in behind:
                 ends |= {node, *_closure(node, _producers, nodes)}
             elif node not in before:

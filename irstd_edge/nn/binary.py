@@ -62,11 +62,6 @@ def _reduce(grad: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return grad.sum_to_size(parameter.shape)
 
 
-def dynamic_softsign(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """``k x / (1 + k |x|)``: smooth, in (-1, 1), tends to sign as k grows (reconstructed)."""
-    return k * x / (1 + k * x.abs())
-
-
 def sign_ste(x: torch.Tensor) -> torch.Tensor:
     """sign with sign(0) = +1 and the clipped straight-through gradient."""
     return _Sign.apply(x, None, None, "ste")
@@ -106,7 +101,9 @@ class Binarize(nn.Module):
 
 
 class DynamicSoftsign(Binarize):
-    """Binarise with Dynamic Softsign of a learned slope and shift per channel."""
+    """Binarise with Dynamic Softsign of a learned slope and shift per channel.
+
+    The gradient is that of ``k x / (1 + k |x|)``, smooth, in -1..1, which tends to sign as k grows (reconstructed)."""
 
     def __init__(self, channels: int, k_init: float = 1.0):
         super().__init__(channels, k_init=k_init)

@@ -263,6 +263,21 @@ def test_a_graph_that_is_wrong_at_other_sizes_becomes_a_fixed_one(tmp_path):
             session_output(bundle, kind, (64, 40), network)
 
 
+class Spectrum(torch.nn.Module):
+    def forward(self, x):
+        return torch.fft.fft2(x, norm="ortho").real
+
+
+def test_behind_an_operator_without_a_known_shape_the_operations_are_unknown(tmp_path):
+    network = Sized(Spectrum()).eval()
+    pipeline.export_bundle(loaded(network), ["onnx", "portable"], tmp_path / "b", (32, 32))
+    bundle = Bundle.open(tmp_path / "b")
+    for artefact in bundle.manifest.artefacts:
+        first, last = artefact.layers[0], artefact.layers[-1]
+        assert first.macs > 0 and last.macs is None
+        np.testing.assert_allclose(*session_output(bundle, artefact.kind, (32, 32), network), atol=1e-5)
+
+
 def test_a_fixed_size_inside_stays_fixed_in_tflite(tmp_path):
     network, bundle = sized(Interpolate(), tmp_path / "b")
     assert all(a.resizable for a in bundle.manifest.artefacts)

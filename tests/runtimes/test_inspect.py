@@ -62,6 +62,13 @@ def test_a_tflite_file(tmp_path):
     assert found["input"] == [32, 48] and found["layers"][0]["bytes"] > 0
 
 
+def test_a_tflite_file_says_that_it_stays_at_its_size(tmp_path, capsys):
+    (tmp_path / "model.tflite").write_bytes(tflite_file(make_case(4, size=(32, 48), batch=1, **NODE)))
+    for size, told in (("32x48", ""), ("64", "note: model.tflite is counted at 32x48, for which it is written\n")):
+        assert result(tmp_path / "model.tflite", tmp_path, "--input-size", size)["input"] == [32, 48]
+        assert capsys.readouterr().err == told
+
+
 def test_a_bundle(tmp_path):
     bundle = write_bundle(tmp_path / "b", write(small()))
     found = result(bundle.path, tmp_path)

@@ -208,7 +208,9 @@ def empty_zoo(monkeypatch):
 
 
 def test_random_weights_only_by_request_and_always_the_same(empty_zoo):
-    with pytest.raises(CheckpointError, match="--untrained"):
+    with pytest.raises(CheckpointError, match=r"give --checkpoint FILE, or --untrained"):
+        load_network("biisnet-float", untrained=False)
+    with pytest.raises(CheckpointError, match=r"give --checkpoint FILE$"):
         load_network("biisnet-float")
     state = torch.random.get_rng_state()
     a, b = (load_network("biisnet-float", untrained=True) for _ in range(2))
@@ -228,6 +230,11 @@ def test_zoo_weights_and_card_are_the_default(tmp_path, monkeypatch):
     assert loaded.network.head.bias.item() == 7 and loaded.checkpoint_sha256 == sha256(path)
     assert (loaded.preprocessing.mean, loaded.preprocessing.std, loaded.threshold) == (3, 4, 0.25)
     assert loaded.preprocessing.size_multiple == 32
+    other_data = tmp_path / "elsewhere" / "biisnet.safetensors"
+    other_data.parent.mkdir()
+    other_data.write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match="--mean and --std"):
+        load_network("biisnet", checkpoint=other_data)
     (tmp_path / "recipe.json").write_text('{"normalisation": {"mean": 5, "std": 6}}')
     assert load_network("biisnet", checkpoint=path).preprocessing.mean == 5
     assert load_network("biisnet", checkpoint=path, mean=1, std=2).preprocessing.mean == 1

@@ -46,9 +46,9 @@ print(json.dumps([float(np.median(ratios)), float(np.median(ceilings))]))
 
 def extras(folder: Path) -> dict:
     """What rows do not hold: ``peaks`` (GOP/s by instruction set), ``threads`` (speed-up of two, and of two sessions of
-    one thread side by side: what the machine gives), ``arena`` (bytes, and their lower bound); null where it cannot
-    be measured here."""
-    found: dict = {"peaks": None, "threads": None, "arena": None}
+    one thread side by side: what the machine gives), ``arena`` (bytes, and their lower bound), ``spmix`` (float ResUNet
+    over that in low bits: ``file``, ``arena``, ``mac_bits``); null where it cannot be measured here."""
+    found: dict = {"peaks": None, "threads": None, "arena": None, "spmix": None}
     model = folder / "models" / "biisnet" / "irstd-native" / "model.irstd"
     if os.access(PEAKS, os.X_OK):
         found["peaks"] = json.loads(subprocess.run([PEAKS], capture_output=True, text=True, check=True).stdout)
@@ -59,6 +59,13 @@ def extras(folder: Path) -> dict:
 
         description = Engine(model, (256, 256)).description
         found["arena"] = [description["arena_bytes"], description["arena_lower_bound_bytes"]]
+    pair = [folder / "models" / "resunet" / f"irstd-native-{form}" / "model.irstd" for form in ("fp32", "spmix")]
+    if all(file.is_file() for file in pair):
+        from irstd_edge.export.inspect import inspect_path
+
+        whole, low = (inspect_path(file, (256, 256))[0].as_dict() for file in pair)
+        found["spmix"] = {name: whole[key] / low[key] for name, key in (
+            ("file", "file_bytes"), ("arena", "arena_bytes"), ("mac_bits", "mac_bits"))}  # fmt: skip
     return found
 
 
@@ -76,6 +83,9 @@ class _Rows:
         """The smallest value of a peer, and which."""
         found = [(v, e) for (w, e), v in self.values.items() if w == work and not e.startswith("irstd") and fits(e)]
         return min(found, default=None)
+
+
+_SPMIX = "ResUNet in 2.2 bits by 3.7"
 
 
 def _fp32(engine: str) -> bool:
@@ -101,7 +111,8 @@ def figures(document: dict) -> Iterator[tuple[str, str, str, bool | None]]:
         ours, peer = times.get(work, engine), times.best(peer_work, fits)
         return ratio(name, asked, ours and peer and peer[0] / ours, (peer and f" ({peer[1]})") or "")
 
-    isa = next((r["isa"] for r in document["rows"] if r["engine"] == "irstd-native" and r["machine"] == "host"), None)
+    isa = next((r["isa"] for r in document["rows"] if r["engine"].startswith("irstd-native") and r["isa"]
+                and r["machine"] == "host"), None)  # fmt: skip
     peak = (extra.get("peaks") or {}).get(isa)
     for name, work in WORKS.items():
         if work.is_layer:
@@ -128,6 +139,7 @@ def figures(document: dict) -> Iterator[tuple[str, str, str, bool | None]]:
     threads = extra.get("threads") or (None, None)
     yield ratio("BiisNet, engine: two threads over one", 1.7, threads[0],
                 f" (two sessions side by side: {threads[1]:.3g})" if threads[1] else "")  # fmt: skip
+    yield from _quantised(document, times, extra, isa, ratio)
     limits = {"conv 16-16@256": 7.0, "conv 32-32@128": 5.5, "conv 64-64@64": 5.0}
     for core in ("cortex-a53", "cortex-a76"):
         counts = _Rows(document, "instructions", core)
@@ -138,12 +150,35 @@ def figures(document: dict) -> Iterator[tuple[str, str, str, bool | None]]:
             peer = counts.best("biisnet-float", fits)
             share = biisnet and peer and biisnet / peer[0]
             yield ratio(name, asked, share, f" ({peer[1]})" if peer else "", most=True)
+        low, peer = counts.get("resunet", "irstd-native-spmix"), counts.best("resunet", _int8)
+        yield ratio(f"{_SPMIX} as {core}: instructions over the best int8 peer's", 1, low and peer and low / peer[0],
+                    f" ({peer[1]})" if peer else "", most=True)  # fmt: skip
+        own = counts.get("resunet", "irstd-native-int8")
+        yield ratio(f"{_SPMIX} as {core}: over ours in int8", 1, low and own and low / own, most=True)
         unet = counts.get("unet", "irstd-native")
         yield ratio(f"U-Net binarised as {core}: M instructions", 120, unet and unet / 1e6, most=True)
         for name, asked in limits.items():
             layer = counts.get(name, "irstd-native")
             if core == "cortex-a76":
                 yield ratio(f"{name} as {core}: M instructions", asked, layer and layer / 1e6, most=True)
+
+
+def _quantised(document: dict, times: _Rows, extra: dict, isa: str | None, ratio) -> Iterator[tuple]:
+    """Mixed precision and int8 on this machine."""
+    sizes = extra.get("spmix") or {}
+    for key, name, asked in (("file", "file", 13), ("arena", "engine's memory", 4.6), ("mac_bits", "MAC bits", 29)):
+        yield ratio(f"{_SPMIX}, {name}: times less than in float", asked, sizes.get(key))
+    threads = document["measurement"]["threads"]
+    for name, work, engine, fits in ((f"{_SPMIX}, {isa}: time over the fastest int8 peer's", "resunet",
+                                      "irstd-native-spmix", _int8),
+                                     (f"MDPNet@320, fp32, {isa}, threads {threads}: over the fastest fp32 peer's",
+                                      "mdpnet@320", "irstd-native-fp32", _fp32),
+                                     (f"MDPNet@320, int8, {isa}, threads {threads}: over the fastest int8 peer's",
+                                      "mdpnet@320", "irstd-native-int8", _int8)):  # fmt: skip
+        ours, peer = times.get(work, engine), times.best(work, fits)
+        yield ratio(name, 1, ours and peer and ours / peer[0], f" ({peer[1]})" if peer else "", most=True)
+    ours = times.get("mdpnet@320", "irstd-native-int8")
+    yield ratio(f"MDPNet@320, int8, {isa}, threads {threads}: frames per second", 137, ours and 1000 / ours)
 
 
 def markdown(document: dict) -> str:

@@ -13,7 +13,7 @@ import pytest
 from fake_benchmark import FakeClock, FakeWorker
 
 from irstd_edge.benchmarks.errors import CandidateError
-from irstd_edge.benchmarks.peers import environments, native_layer, report, rows, run, works
+from irstd_edge.benchmarks.peers import environments, figures, native_layer, report, rows, run, works
 from irstd_edge.benchmarks.peers.engines import BASE, ENGINES, Engine
 from irstd_edge.benchmarks.peers.environments import Environment, EnvironmentFailed
 from irstd_edge.benchmarks.peers.interleaving import interleave, reason
@@ -207,6 +207,29 @@ def document(tmp_path, monkeypatch) -> dict:
     monkeypatch.setattr(run.native_layer, "MODEL", "nowhere/layer.irstd")
     options = run.Options(works=(LAYER,), engines=tuple(table), rounds=3, out=tmp_path / "out", others=tmp_path / "arm")
     return run.run(options, "make peers")
+
+
+def test_figures_of_low_bits():
+    """Numbers chosen so that every ratio can be read off."""
+    times = {("resunet", "irstd-native-spmix"): 6, ("resunet", "openvino-int8"): 12, ("resunet", "ort-int8"): 24,
+             ("resunet", "ort-fp32"): 3, ("mdpnet@320", "irstd-native-int8"): 5, ("mdpnet@320", "litert-int8"): 4}
+    counts = {"irstd-native-spmix": 300, "irstd-native-int8": 200, "ort-int8": 400}
+    made = [rows.row(*key, ms_p50=float(ms), isa="avx2") for key, ms in times.items()]
+    made += [rows.row("resunet", engine, instructions=n, machine="cortex-a76") for engine, n in counts.items()]
+    document = {"rows": made, "measurement": {"threads": 2},
+                "extras": {"spmix": {"file": 13.5, "arena": 4.0, "mac_bits": 29.0}}}
+    found = {name: (measured, reached) for name, _, measured, reached in figures.figures(document)}
+    low = "ResUNet in 2.2 bits by 3.7"
+    assert found[f"{low}, file: times less than in float"] == ("13.5", True)
+    assert found[f"{low}, engine's memory: times less than in float"] == ("4", False)
+    assert found[f"{low}, MAC bits: times less than in float"] == ("29", True)
+    assert found[f"{low}, avx2: time over the fastest int8 peer's"] == ("0.5 (openvino-int8)", True)
+    assert found[f"{low} as cortex-a76: instructions over the best int8 peer's"] == ("0.75 (ort-int8)", True)
+    assert found[f"{low} as cortex-a76: over ours in int8"] == ("1.5", False)
+    assert found[f"{low} as cortex-a53: over ours in int8"] == ("not measured", None)
+    assert found["MDPNet@320, int8, avx2, threads 2: over the fastest int8 peer's"] == ("1.25 (litert-int8)", False)
+    assert found["MDPNet@320, fp32, avx2, threads 2: over the fastest fp32 peer's"] == ("not measured", None)
+    assert found["MDPNet@320, int8, avx2, threads 2: frames per second"] == ("200", True)
 
 
 def test_failures_are_rows_not_crashes(document):

@@ -1,17 +1,19 @@
-/* How fast processors multiply, each alone and then all at once: `probe CORE...`.
+/* How fast processors multiply, each alone and then all at once, and how far apart they are: `probe CORE...`.
  *
- * Prints {"alone": [...], "together": [...]}, multiplications per nanosecond and core. Two virtual processors on one
- * physical core have half each, and so has one that another process uses. `alone` is the best of short chunks, what the
- * core can do; `together` the mean of 20 ms, longer than the turns that the system gives to processes. */
+ * Prints {"alone": [...], "together": [...], "round_trips": [...]}: multiplications per nanosecond of each core, and
+ * nanoseconds that a cache line takes to the next core and back. Two virtual processors on one physical core have half
+ * of its speed each, and so has one that another process uses. `alone` is the best of short chunks, what the core can
+ * do; `together` the mean of 20 ms, longer than the turns that the system gives to processes. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { CHAINS = 8, STEPS = 20000, ALONE_NS = 5000000, TOGETHER_NS = 20000000 };
+enum { CHAINS = 8, STEPS = 20000, ALONE_NS = 5000000, TOGETHER_NS = 20000000, TRIPS = 1000, CHUNKS = 5 };
 
 struct spin {
     int core;
@@ -35,12 +37,16 @@ static void chunk(void) {
     }
 }
 
-static void *run(void *argument) {
-    struct spin *s = argument;
+static void pin(int core) {
     cpu_set_t one;
     CPU_ZERO(&one);
-    CPU_SET(s->core, &one);
+    CPU_SET(core, &one);
     if (pthread_setaffinity_np(pthread_self(), sizeof one, &one)) exit(1);
+}
+
+static void *run(void *argument) {
+    struct spin *s = argument;
+    pin(s->core);
     pthread_barrier_wait(s->start);
     double start = now(), last = start, count = 0;
     while (last - start < s->length) {
@@ -66,6 +72,36 @@ static void spin(struct spin *all, int n, double length) {
     for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
 }
 
+static _Alignas(128) atomic_int turn;
+
+static void *answer(void *core) {
+    pin(*(int *)core);
+    for (int i = 0; i < CHUNKS * TRIPS; i++) {
+        while (atomic_load(&turn) != 2 * i + 1) {}
+        atomic_store(&turn, 2 * i + 2);
+    }
+    return NULL;
+}
+
+static double round_trip(int core, int next) {
+    pthread_t thread;
+    double best = 1e9;
+    atomic_store(&turn, 0);
+    pin(core);
+    if (pthread_create(&thread, NULL, answer, &next)) exit(1);
+    for (int i = 0; i < CHUNKS; i++) {
+        double start = now();
+        for (int j = i * TRIPS; j < (i + 1) * TRIPS; j++) {
+            atomic_store(&turn, 2 * j + 1);
+            while (atomic_load(&turn) != 2 * j + 2) {}
+        }
+        double time = (now() - start) / TRIPS;
+        best = time < best ? time : best;
+    }
+    pthread_join(thread, NULL);
+    return best;
+}
+
 int main(int count, char **arguments) {
     int n = count - 1;
     if (n < 1) return 2;
@@ -79,6 +115,8 @@ int main(int count, char **arguments) {
     spin(all, n, TOGETHER_NS);
     printf("], \"together\": [");
     for (int i = 0; i < n; i++) printf("%s%.4f", i ? ", " : "", all[i].mean);
+    printf("], \"round_trips\": [");
+    for (int i = 0; i + 1 < n; i++) printf("%s%.0f", i ? ", " : "", round_trip(all[i].core, all[i + 1].core));
     printf("]}\n");
     return 0;
 }

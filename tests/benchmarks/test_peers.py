@@ -205,7 +205,8 @@ def document(tmp_path, monkeypatch) -> dict:
     monkeypatch.setattr(run.environments, "build", build)
     monkeypatch.setattr(run.works, "prepare", prepare)
     monkeypatch.setattr(run.native_layer, "MODEL", "nowhere/layer.irstd")
-    options = run.Options(works=(LAYER,), engines=tuple(table), rounds=3, out=tmp_path / "out", others=tmp_path / "arm")
+    options = run.Options(works=(LAYER,), engines=tuple(table), rounds=3, patience=0, out=tmp_path / "out",
+                          others=tmp_path / "arm")  # fmt: skip
     return run.run(options, "make peers")
 
 

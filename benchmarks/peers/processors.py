@@ -96,12 +96,11 @@ class Processors:
         if self.unprobed:
             return f"The processors were not probed: {self.unprobed}."
         bad = sum(share < LEAST_SHARE for share in self.shares)
-        far = sum(trip > self._farthest for trip in self.round_trips)
-        text = (
-            f"Of {len(self.shares)} probes around the bursts {bad} found a core at less than {LEAST_SHARE:g} of its "
-            f"full speed, {far} a cache line that took more than {FARTHEST_NS} ns to another core and back "
-            f"(median {np.median(self.round_trips):.0f}); {self.dropped} bursts were measured again."
-        )
+        text = f"{bad} of {len(self.shares)} probes around bursts found a core below {LEAST_SHARE:g} of its speed"
+        if len(self.cores) > 1:
+            far = sum(trip > self._farthest for trip in self.round_trips)
+            text += f", {far} a cache line that took more than {FARTHEST_NS} ns to another core and back"
+        text += f"; {self.dropped} bursts were measured again."
         if self.doubtful:
             text += f" No better phase came within {self.patience:g} s: {self.doubtful} doubtful ones were kept."
         return text

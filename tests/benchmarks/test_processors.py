@@ -60,7 +60,7 @@ def test_a_good_phase_costs_one_probe_per_burst(probed):
     found, measure = probed(), bursts()
     assert [found.steady(measure) for _ in range(3)] == [1, 2, 3]
     assert found.shares == [1.0] * 4 and found.dropped == found.doubtful == 0 and found.flags == []
-    assert "Of 4 probes around the bursts 0 found" in str(found)
+    assert str(found).startswith("0 of 4 probes around bursts found")
 
 
 def test_a_burst_before_a_bad_probe_is_measured_again(probed):

@@ -56,7 +56,7 @@ figures: $(VENV)/.ready
 peers: $(VENV)/.ready
 	-$(BIN)/cmake -S runtimes/native -B build/native
 	-$(BIN)/cmake --build build/native --target peaks
-	$(BIN)/python -m irstd_edge.benchmarks.peers $(PEERS)
+	$(TEST_ENV) $(BIN)/python -m irstd_edge.benchmarks.peers $(PEERS)
 
 arm: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow tests/arm

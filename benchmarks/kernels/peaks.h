@@ -1,5 +1,5 @@
-/* The binary throughput of the vector units alone, from registers, in GOP/s (two operations per multiply-accumulate). In
- * assembly: compilers spill some of these registers. */
+/* The throughput of the vector units alone, from registers, in GOP/s (two operations per multiply-accumulate): binary,
+ * and of int8 dot products. In assembly: compilers spill some of these registers. */
 #ifndef PEAKS_H
 #define PEAKS_H
 
@@ -44,6 +44,37 @@ __attribute__((target("avx512f"))) static double peak_avx512(long rounds) {
                          "zmm21", "zmm22", "zmm23");
     return 2.0 * 16 * 512 * (double)rounds / (now() - start) * 1e-9;
 }
+
+/* int8, AVX2: 32 multiply-accumulates to int16 and on to int32, and the same where sums stay in int16 for a while. */
+#define PAIRS(acc, temporary)                                   \
+    "vpmaddubsw %%ymm12, %%ymm13, %%ymm" #temporary             \
+    "\n\tvpmaddwd %%ymm" #temporary ", %%ymm14, %%ymm" #temporary \
+    "\n\tvpaddd %%ymm" #temporary ", %%ymm" #acc ", %%ymm" #acc "\n\t"
+#define WORDS(acc, temporary)                       \
+    "vpmaddubsw %%ymm12, %%ymm13, %%ymm" #temporary \
+    "\n\tvpaddw %%ymm" #temporary ", %%ymm" #acc ", %%ymm" #acc "\n\t"
+#define SIX(step) step(0, 6) step(1, 7) step(2, 8) step(3, 9) step(4, 10) step(5, 11)
+
+/* int8, VNNI: 32 or 64 multiply-accumulates in one instruction. */
+#define DOTS(register, acc) "vpdpbusd %%" register "28, %%" register "29, %%" register #acc "\n\t"
+#define DOTS8(r, a, b, c, d, e, f, g, h) \
+    DOTS(r, a) DOTS(r, b) DOTS(r, c) DOTS(r, d) DOTS(r, e) DOTS(r, f) DOTS(r, g) DOTS(r, h)
+
+#define PEAK_INT8(name, isa, macs, steps, registers)                     \
+    __attribute__((target(isa))) static double name(long rounds) {       \
+        double start = now();                                            \
+        for (long r = 0; r < rounds; r++) __asm__ volatile(steps ::: registers); \
+        return 2.0 * macs * (double)rounds / (now() - start) * 1e-9;     \
+    }
+#define SIXTEEN(r) \
+    r "0", r "1", r "2", r "3", r "4", r "5", r "6", r "7", r "8", r "9", r "10", r "11", r "12", r "13", r "14", r "15"
+
+PEAK_INT8(peak_int8_pairs, "avx2", 6 * 32, SIX(PAIRS), SIXTEEN("ymm"))
+PEAK_INT8(peak_int8_words, "avx2", 6 * 32, SIX(WORDS), SIXTEEN("ymm"))
+PEAK_INT8(peak_int8_vnni256, "avx512vl", 16 * 32, DOTS8("ymm", 0, 1, 2, 3, 4, 5, 6, 7) DOTS8("ymm", 8, 9, 10, 11, 12, 13,
+          14, 15), SIXTEEN("ymm"))
+PEAK_INT8(peak_int8_vnni512, "avx512f", 16 * 64, DOTS8("zmm", 0, 1, 2, 3, 4, 5, 6, 7) DOTS8("zmm", 8, 9, 10, 11, 12, 13,
+          14, 15), SIXTEEN("zmm"))
 #endif
 
 #endif

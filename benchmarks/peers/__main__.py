@@ -28,11 +28,13 @@ def _names(known) -> object:
 @click.option("--engines", metavar="A,B", callback=_names(ENGINES), help=f"Of: {', '.join(ENGINES)}. Default: all.")
 @click.option("--rounds", type=click.IntRange(2), default=40, show_default=True, help="Interleaved rounds per work.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of every engine.")
-@click.option("--isa", type=click.Choice(["avx2"]), help="Hold engines to it; those that cannot be say auto.")
+@click.option("--isa", type=click.Choice(["avx2"]), help="Hold all engines to it; where that fails they say auto.")
+@click.option("--patience", type=click.FloatRange(0), default=600, show_default=True,
+              help="Seconds in all to wait for processors that others use, and to measure again.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order within rounds and of intervals.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="build/peers", show_default=True,
               help="Folder of the environments, models and results.")  # fmt: skip
-def main(works, engines, rounds, threads, isa, seed, out) -> None:
+def main(works, engines, rounds, threads, isa, patience, seed, out) -> None:
     """Build an environment per engine, measure all of them interleaved, write peers.json, peers.md and peers.png."""
     from irstd_edge.benchmarks.peers import figures, report
     from irstd_edge.benchmarks.peers.rows import RowError
@@ -42,8 +44,9 @@ def main(works, engines, rounds, threads, isa, seed, out) -> None:
     command = shlex.join(["python", "-m", __package__, *sys.argv[1:]])
     try:
         document = run(
-            Options(works=works, engines=engines, rounds=rounds, threads=threads, isa=isa, seed=seed, out=out), command,
-            lambda text: click.echo(text, err=True),
+            Options(works=works, engines=engines, rounds=rounds, threads=threads, isa=isa, patience=patience, seed=seed,
+                    out=out),
+            command, lambda text: click.echo(text, err=True),
         )  # fmt: skip
     except RowError as e:
         raise click.ClickException(str(e)) from e

@@ -1,4 +1,4 @@
-"""The engines: which environment and adapter each uses, what it runs, and whether it can be held to AVX2."""
+"""The engines: which environment and adapter each uses, and what it runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ _NETWORKS = tuple(name for name in _FLOAT if name not in _LAYERS)
 class Engine:
     """One row per work.
 
-    ``environment`` is None for ours, whose ``adapter`` is the artefact's kind; ``forced`` maps an instruction set to
-    the variables that hold the engine to it; an engine without chooses by itself (``isa`` is then ``auto``); ``forms``:
-    of works, what is run in place of the float network, by name or ``module:factory``.
+    ``environment`` is None for ours, whose ``adapter`` is the artefact's kind; ``forms``: of works, what is run in
+    place of the float network, by name or ``module:factory``.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Engine:
     adapter: str
     precision: str
     works: tuple[str, ...]
-    forced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     note: str | None = None
     forms: Mapping[str, str] = field(default_factory=dict)
 
@@ -49,14 +47,12 @@ _MODELS = f"{__package__}.models"
 
 def _ours(name: str, precision: str, *works: str, note: str | None = None, **forms: str) -> Engine:
     kind = name.split("-")[1]
-    return Engine(name, None, kind, precision, works, {"avx2": {"IRSTD_ISA": "avx2"}}, note, forms)
+    return Engine(name, None, kind, precision, works, note, forms)
 
 
-def _peer(name: str, precision: str, note: str | None = None, **forced) -> Engine:
-    return Engine(f"{name}-{precision}", name, name, precision, _FLOAT, forced, note)
+def _peer(name: str, precision: str, note: str | None = None) -> Engine:
+    return Engine(f"{name}-{precision}", name, name, precision, _FLOAT, note)
 
-
-_ONEDNN = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
 
 ENGINES: dict[str, Engine] = {
     e.name: e
@@ -71,8 +67,8 @@ ENGINES: dict[str, Engine] = {
         _peer("ort", "int8", "float in and out"),
         _peer("litert", "fp32"),
         _peer("litert", "int8"),
-        _peer("openvino", "fp32", **_ONEDNN),
-        _peer("openvino", "int8", "float in and out", **_ONEDNN),
+        _peer("openvino", "fp32"),
+        _peer("openvino", "int8", "float in and out"),
         _peer("mnn", "fp32"),
         _peer("ncnn", "fp32", "reads the input and copies the output within the timed call"),
         _peer("executorch", "fp32", "copies the output within the timed call"),

@@ -61,8 +61,13 @@ def interleave(
     rounds: int,
     seed: int,
     progress: Callable[[str], None] = lambda text: None,
+    steady: Callable[[Callable[[], dict | None]], dict | None] = lambda measure: measure(),
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Warm up and measure opened workers, by name: the timings of those that held out, the reasons of the others."""
+    """Warm up and measure opened workers, by name: the timings of those that held out, the reasons of the others.
+
+    ``steady`` calls a burst until nothing disturbed it:
+    :meth:`~irstd_edge.benchmarks.peers.processors.Processors.steady`.
+    """
     alive, failed, untimed = dict(workers), {}, {}
 
     def ask(name: str, **request) -> dict | None:
@@ -81,6 +86,7 @@ def interleave(
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         for name in order.sample(sorted(alive), len(alive)):
-            if burst := ask(name, min_runs=1, seconds=BURST_SECONDS, untimed=untimed[name]):
+            request = {"min_runs": 1, "seconds": BURST_SECONDS, "untimed": untimed[name]}
+            if burst := steady(lambda name=name, request=request: ask(name, **request)):
                 timings[name].add(burst)
     return {name: timings[name] for name in alive}, failed

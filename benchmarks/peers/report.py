@@ -10,8 +10,9 @@ def markdown(document: dict) -> str:
     machine, settings = document["machine"], document["measurement"]
     parts = [
         "# Engines compared", "",
-        f"{machine['cpu']} ({machine['architecture']}), {machine['os']}, {document['created'][:10]}. One thread, "
-        f"{settings['rounds']} interleaved rounds. `{document['command']}`",
+        f"{machine['cpu']} ({machine['architecture']}), {machine['os']}, {document['created'][:10]}. Threads: "
+        f"{settings['threads']}, {settings['rounds']} interleaved rounds. `{document['command']}`",
+        "", settings["processors"]["text"],
     ]  # fmt: skip
     if document["flags"]:
         parts += ["", f"Doubtful because of: {', '.join(document['flags'])}."]

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ import numpy as np
 import irstd_edge
 from irstd_edge import benchmarks
 from irstd_edge.benchmarks import conditions, measure
-from irstd_edge.benchmarks.peers import environments, native_layer, rows, works
+from irstd_edge.benchmarks.peers import environments, hold, native_layer, rows, works
 from irstd_edge.benchmarks.peers.engines import BASE, ENGINES, TOLERANCES, Engine
 from irstd_edge.benchmarks.peers.interleaving import FAILURES, PeerWorker, interleave, reason
+from irstd_edge.benchmarks.peers.processors import Processors
 from irstd_edge.benchmarks.peers.works import WORKS, Work, WorkError
 
 WORKER = f"{benchmarks.__name__}.worker"
@@ -42,6 +44,7 @@ class Options:
     rounds: int = 40
     threads: int = 1
     isa: str | None = None
+    patience: float = 600
     seed: int = 0
     out: Path = Path("build/peers")
     frames: Path = Path("samples/frames")
@@ -56,10 +59,15 @@ class _Entry:
     engine: Engine
     known: dict = field(default_factory=dict)
     worker: PeerWorker | None = None
+    held: bool = False
+    opened: float = 0
 
     @property
     def name(self) -> str:
         return f"{self.work.name}/{self.engine.name}"
+
+    def told(self, note: str | None) -> None:
+        self.known["note"] = "; ".join(filter(None, (self.known["note"], note))) or None
 
     def skip(self, why: str) -> None:
         self.known["skipped"] = why
@@ -73,13 +81,14 @@ def run(options: Options, command: str, progress: Callable[[str], None] = lambda
     others = rows.read(options.others)
     cores = conditions.choose_cores(options.threads)
     before, found = conditions.snapshot(), []
+    processors = Processors(cores, options.out, options.patience)
     for family in dict.fromkeys(WORKS[name].family for name in options.works):
         entries = [
             _Entry(work, engine)
             for work in WORKS.values() if work.family == family and work.name in options.works
             for engine in ENGINES.values() if engine.name in options.engines and engine.runs(work)
         ]  # fmt: skip
-        found += _family(entries, options, cores, progress)
+        found += _family(entries, options, cores, processors, progress)
     device, after = conditions.device(), conditions.snapshot()
     return {
         "schema_version": rows.SCHEMA_VERSION,
@@ -87,10 +96,10 @@ def run(options: Options, command: str, progress: Callable[[str], None] = lambda
         "command": command,
         "machine": device | {"cpu_flags": _cpu_flags()},
         "conditions": {"before": before, "after": after},
-        "flags": conditions.flags_of(before, after, device, cores),
+        "flags": conditions.flags_of(before, after, device, cores) + processors.flags,
         "measurement": {
             "rounds": options.rounds, "seed": options.seed, "isa": options.isa, "threads": options.threads,
-            "cores": cores,
+            "cores": cores, "processors": processors.summary(),
             "burst_seconds": measure.BURST_SECONDS, "warmup_runs": measure.WARMUP_RUNS,
             "warmup_seconds": measure.WARMUP_SECONDS, "memory_method": MEMORY_METHOD,
             "tolerances": TOLERANCES,
@@ -101,7 +110,9 @@ def run(options: Options, command: str, progress: Callable[[str], None] = lambda
     }  # fmt: skip
 
 
-def _family(entries: Sequence[_Entry], options: Options, cores: list[int], progress) -> list[dict]:
+def _family(
+    entries: Sequence[_Entry], options: Options, cores: list[int], processors: Processors, progress
+) -> list[dict]:
     with ExitStack() as stack:
         for entry in entries:
             progress(f"{entry.name}: opening")
@@ -113,7 +124,8 @@ def _family(entries: Sequence[_Entry], options: Options, cores: list[int], progr
             except _CAUGHT as e:
                 entry.skip(reason(e))
         measured = {e.name: e for e in entries if e.worker and not e.known.get("skipped")}
-        timings, failed = interleave({n: e.worker for n, e in measured.items()}, options.rounds, options.seed, progress)
+        timings, failed = interleave({n: e.worker for n, e in measured.items()}, options.rounds, options.seed, progress,
+                                     processors.steady)  # fmt: skip
         for name, why in failed.items():
             measured[name].skip(why)
         rng = np.random.default_rng(options.seed)
@@ -121,6 +133,9 @@ def _family(entries: Sequence[_Entry], options: Options, cores: list[int], progr
         for name, timing in timings.items():
             entry = measured[name]
             entry.known |= rows.latencies(timing.rounds) | {"peak_bytes": _growth(entry.worker)}
+            if entry.held and hold.used_avx512(entry.worker.process.pid, time.monotonic() - entry.opened):
+                entry.told("used AVX-512 all the same")
+                entry.known["isa"] = "auto"
             if base:
                 entry.known["ratio"] = rows.ratio(timing.rounds, timings[base].rounds, base, rng)
     return [entry.row() for entry in entries]
@@ -132,12 +147,12 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
     source = _prepared(work, options)
     folder = options.out / "models" / source.name / engine.name
     envs = options.out / "envs"
-    forced = engine.forced.get(options.isa, {})
+    own = {"IRSTD_ISA": options.isa} if options.isa else {}
     if engine.ours and work.is_layer:
         native_layer.prepare(work, np.load(source / "inputs.npz")["check"], folder)
         python, module, artefact = Path(sys.executable), ["-m", WORKER], engine.adapter
         opener, entry.known["note"] = f"{native_layer.__name__}:open_session", native_layer.NOTE
-        environ = environments.variables(python, envs) | forced
+        environ = environments.variables(python, envs) | own
     elif engine.ours:
         shutil.rmtree(folder, ignore_errors=True)
         form = engine.forms.get(work.name, work.name)
@@ -145,12 +160,18 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
         if engine.precision in _OWN_REFERENCE:
             np.save(folder / "reference.npy", works.reference_of(form, np.load(source / "inputs.npz")["check"]))
         python, module, artefact, opener = Path(sys.executable), ["-m", WORKER], engine.adapter, measure.DEFAULT_OPENER
-        environ = environments.variables(python, envs) | forced
+        environ = environments.variables(python, envs) | own
     else:
         python = environments.build(environments.ENVIRONMENTS[engine.environment], envs)
-        environ = environments.variables(python, envs) | forced
+        environ = environments.variables(python, envs)
         adapter = f"{__package__}.adapters.{engine.adapter}"
         _convert(python, environ, adapter, source, folder, engine)
+        if options.isa:
+            try:
+                python, environ = hold.held(python, environ)
+                entry.held = True
+            except hold.HoldError as e:
+                entry.told(f"not held to {options.isa}: {e}")
         module, artefact, opener = [*_bootstrap(), WORKER], engine.precision, f"{adapter}:open_session"
     candidate = measure.Candidate(work.name, artefact, options.threads, str(folder), tuple(cores), opener)
     entry.worker = PeerWorker(candidate, [str(python), *module], environ)
@@ -164,9 +185,9 @@ def _open(entry: _Entry, options: Options, cores: list[int]) -> None:
     except FAILURES:
         entry.worker.close()
         raise
-    note = None if opened["flush_to_zero"] else "flush-to-zero could not be set"
-    entry.known |= {"runtime": opened["runtime"], "isa": opened["isa"] or "auto",
-                    "note": "; ".join(filter(None, (entry.known["note"], note))) or None}  # fmt: skip
+    entry.opened = time.monotonic()
+    entry.known |= {"runtime": opened["runtime"], "isa": opened["isa"] or (options.isa if entry.held else "auto")}
+    entry.told(None if opened["flush_to_zero"] else "flush-to-zero could not be set")
 
 
 def _check(entry: _Entry, options: Options) -> None:

@@ -16,6 +16,7 @@ from irstd_edge.benchmarks.errors import CandidateError
 from irstd_edge.benchmarks.peers import environments, figures, native_layer, report, rows, run, works
 from irstd_edge.benchmarks.peers.engines import BASE, ENGINES, Engine
 from irstd_edge.benchmarks.peers.environments import Environment, EnvironmentFailed
+from irstd_edge.benchmarks.peers.hold import HoldError
 from irstd_edge.benchmarks.peers.interleaving import interleave, reason
 from irstd_edge.benchmarks.peers.works import WORKS
 from irstd_edge.errors import MissingError
@@ -182,6 +183,9 @@ def document(tmp_path, monkeypatch) -> dict:
         x = np.random.default_rng(0).standard_normal((2, 1, 4, 4), dtype=np.float32)
         np.savez(folder / "inputs.npz", check=x, reference=x)
 
+    def held(python, environ):
+        raise HoldError("objdump is missing")
+
     (tmp_path / "fake_engines").mkdir()
     for name, result in scripts.items():
         (tmp_path / "fake_engines" / f"{name}.py").write_text(
@@ -203,9 +207,11 @@ def document(tmp_path, monkeypatch) -> dict:
     for name, value in {"_convert": convert, "_bootstrap": lambda: bootstrap, "ENGINES": table}.items():
         monkeypatch.setattr(run, name, value)
     monkeypatch.setattr(run.environments, "build", build)
+    monkeypatch.setattr(run.hold, "held", held)
     monkeypatch.setattr(run.works, "prepare", prepare)
     monkeypatch.setattr(run.native_layer, "MODEL", "nowhere/layer.irstd")
-    options = run.Options(works=(LAYER,), engines=tuple(table), rounds=3, out=tmp_path / "out", others=tmp_path / "arm")
+    options = run.Options(works=(LAYER,), engines=tuple(table), rounds=3, isa="avx2", patience=0, out=tmp_path / "out",
+                          others=tmp_path / "arm")  # fmt: skip
     return run.run(options, "make peers")
 
 
@@ -235,6 +241,7 @@ def test_figures_of_low_bits():
 def test_failures_are_rows_not_crashes(document):
     found = {r["engine"]: r for r in document["rows"]}
     assert found["peer"]["ms_p50"] > 0 and found["peer"]["max_abs"] == 0 and found["peer"]["isa"] == "auto"
+    assert found["peer"]["note"].startswith("not held to avx2: objdump is missing")
     assert found["peer"]["ratio"]["to"] == f"{LAYER}/{BASE}" and found[BASE]["ratio"]["value"] == 1
     assert found["wrong"]["max_abs"] == pytest.approx(9, abs=1e-5)
     assert "differ" in found["wrong"]["skipped"] and not found["wrong"]["ms_p50"]
@@ -243,12 +250,14 @@ def test_failures_are_rows_not_crashes(document):
     assert "absent" in found["absent"]["skipped"]
     assert found["irstd-native"]["skipped"]
     assert document["schema_version"] == 1 and document["machine"]["cpu_flags"] is not None
+    assert document["measurement"]["processors"]["least_share"] == 0.9
     json.dumps(document)
 
 
 def test_the_report_names_every_engine(document, tmp_path):
     text = report.markdown(document)
     assert all(r["engine"] in text for r in document["rows"]) and "skipped: ERROR: no matching" in text
+    assert document["measurement"]["processors"]["text"] in text
     assert text.index("| peer |") < text.index("| dies |")
     pytest.importorskip("matplotlib")
     report.plot(document, tmp_path / "peers.png")

@@ -117,14 +117,14 @@ def _settled(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) -> nn.Module:
-    """A float network in evaluation with all convolutions quantised; one image ``[1, 1, H, W]`` spans the steps."""
-    seen = trace(network, tuple(image.shape[2:]))
+def quantised(network: nn.Module, bits: tuple[int, int], images: torch.Tensor) -> nn.Module:
+    """A float network in evaluation with all convolutions quantised; the images ``[N, 1, H, W]`` span the steps."""
+    seen = trace(network, tuple(images.shape[2:]))
     layers = [n for n, m in network.named_modules() if type(m) is nn.Conv2d]
     signed: dict[str, bool] = {}
     looks = [network.get_submodule(n).register_forward_pre_hook(
         lambda m, inputs, n=n: signed.update({n: bool(inputs[0].min() < 0)})) for n in layers]
-    network(image)
+    network(images)
     for look in looks:
         look.remove()
     made = convert(network, assign(dict.fromkeys(layers, bits), signed, seen.folded)).eval()
@@ -139,16 +139,17 @@ def quantised(network: nn.Module, bits: tuple[int, int], image: torch.Tensor) ->
 
     hooks = [m.register_forward_pre_hook(span)
              for m in made.modules() if isinstance(m, QuantConv2d)]
-    made(image)
+    made(images)
     for hook in hooks:
         hook.remove()
     return made
 
 
-def _frame() -> torch.Tensor:
+def _frames() -> torch.Tensor:
+    """Those that the other engines are calibrated on."""
     from irstd_edge.benchmarks.peers import works
 
-    return torch.from_numpy(works.read_frames(Path("samples/frames"), (256, 256))[:1])
+    return torch.from_numpy(works.read_frames(Path("samples/frames"), (256, 256))[:works.CALIBRATION])
 
 
 def _seeded(make) -> nn.Module:
@@ -189,11 +190,11 @@ def mdpnet() -> nn.Module:
 
 
 def __getattr__(name: str):
-    """``resunet_int8`` makes the network of ``resunet`` with all its convolutions in 8 bits, calibrated on a frame."""
+    """``resunet_int8`` makes the network of ``resunet`` with all its convolutions in 8 bits, calibrated on frames."""
     make = None if name.startswith("_") else globals().get(name.removesuffix("_int8"))
     if not name.endswith("_int8") or make is None:
         raise AttributeError(name)
-    return lambda: quantised(make(), (8, 8), _frame())
+    return lambda: quantised(make(), (8, 8), _frames())
 
 
 def convolution(channels: int) -> nn.Module:

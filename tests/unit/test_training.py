@@ -82,6 +82,10 @@ def test_evaluation_takes_the_protocol():
     for protocol in ("basicirstd", "resize256"):
         assert evaluate_network(Probe(), [sample], Normalisation(0, 1), protocol=protocol).images == 1
     assert sizes == [(64, 64), (256, 256)]
+    network = Probe()
+    network.size_multiple = 48  # padded to multiples of 96
+    evaluate_network(network, [sample], Normalisation(0, 1))
+    assert sizes[2:] == [(96, 96)]
 
 
 def test_training_lowers_the_loss_and_leaves_its_files(synthetic, tmp_path):

@@ -88,7 +88,8 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         raise click.UsageError("torchrun shares the training alone: quantise in one process, without --train, then "
                                "train in its --out under torchrun by --train RECIPE --resume")
     default = parse_bits(bits or "8", "--bits")
-    factory = model or network or (_quantised_factory(out) if resume else None)
+    quantised = _quantised_factory(out) if resume else None
+    factory = model or network or quantised
     planned = []
     if recipe:
         planned = plan_runs([(Path(recipe).stem, _recipe(recipe, factory, dataset, epochs, learning_rate))], seeds, out)
@@ -96,7 +97,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         require_matplotlib()
     prepare_training(device, threads)
     if not resume:
-        for folder in {out, *(folder for *_, folder in planned)}:
+        for folder in (out, *out.glob("*/")):  # runs of several seeds began from what lies in --out
             check_folder(folder, resume=False)
         source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, from_layout=from_layout)

@@ -363,8 +363,9 @@ def test_training_goes_on_from_what_lies_quantised_by_several_seeds(trained, tmp
     (tmp_path / "r.toml").write_text('network = "small"\ndataset = "Synthetic"\nepochs = 2\nbatch = 4\ncrop = 32\n'
                                      'validate_every = 1\nlearning_rate = 1e-3\n')
     training = ("--root", root, "--out", out, "--train", tmp_path / "r.toml", "--resume", "--seed", 1, "--seed", 2)
-    assert train_cli(*training) == errors.USAGE
-    assert "holds no quantised network to go on with: leave out --resume" in capsys.readouterr().err
+    for call in (train_cli, run_cli):
+        assert call(*training) == errors.USAGE
+        assert "holds no quantised network to go on with: leave out --resume" in capsys.readouterr().err
     begin = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out", out)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_cli(*begin) == errors.USAGE
@@ -382,6 +383,8 @@ def test_training_goes_on_from_what_lies_quantised_by_several_seeds(trained, tmp
     assert all(len(read_curve(f / "curves.csv")) == 2 and (f / "curves.png").is_file() for f in folders)
     first, second = ((f / "last.safetensors").read_bytes() for f in folders)
     assert first != second
+    assert run_cli(*begin) == errors.USAGE
+    assert "holds a run already: go on with it by --resume" in capsys.readouterr().err
     # A run alone, from the same calibration, is the same.
     assert run_cli(*begin[:-1], tmp_path / "one", "--train", tmp_path / "r.toml", "--seed", 1) == 0
     assert (tmp_path / "one" / "last.safetensors").read_bytes() == first

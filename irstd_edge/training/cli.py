@@ -64,7 +64,7 @@ def _adding(*options):
     return decorate
 
 
-#: The options of every command that trains, :func:`train_runs` and :func:`plan_runs` take most of them.
+#: The options of every command that trains.
 training_options = _adding(
     click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To train on."),
     click.option("--precision", type=click.Choice(["fp32", "bf16"]),

@@ -10,8 +10,9 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -211,32 +212,65 @@ def load_network(
         if from_layout is not None:
             tensors, known = convert(tensors, network.state_dict(), LAYOUTS[from_layout], *_given(mean, std))
             mean, std = known or (mean, std)
-        try:
+        with _naming(checkpoint, factory, from_layout):
             network = _fit(network, tensors, checkpoint)
-        except CheckpointError as e:
-            layouts = [name for name, layout in LAYOUTS.items() if factory in layout.networks and not from_layout]
-            hint = f"; a public one needs --from-layout {' or '.join(layouts)}" if layouts else ""
-            raise CheckpointError(f"{checkpoint}: {e}{hint}") from e
         digest = sha256(Path(checkpoint))
     mean, std = _normalisation(factory, checkpoint, card, mean, std, untrained)
-    multiple = math.lcm(PAD_MULTIPLE, getattr(network, "size_multiple", 1))
+    multiple = padding_of(network)
     threshold = THRESHOLD if card is None else card.get("threshold", THRESHOLD)
     name = reference or model.partition(":")[2]
     return LoadedNetwork(name, factory, network.eval(), Preprocessing(mean, std, multiple), threshold, digest)
 
 
+def padding_of(network: nn.Module) -> int:
+    """Heights and widths of images are padded to multiples of this: 32, and the network's own ``size_multiple``."""
+    return math.lcm(PAD_MULTIPLE, getattr(network, "size_multiple", 1))
+
+
+@contextmanager
+def _naming(checkpoint: Path, factory: str, from_layout: str | None) -> Iterator[None]:
+    """Adds the file, and the layouts that it may be in, to the error of weights that do not fit."""
+    try:
+        yield
+    except CheckpointError as e:
+        layouts = [name for name, layout in LAYOUTS.items() if factory in layout.networks and not from_layout]
+        hint = f"; a public one needs --from-layout {' or '.join(layouts)}" if layouts else ""
+        raise CheckpointError(f"{checkpoint}: {e}{hint}") from e
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of a file to start a training from, under the names of the network; not checked against it yet."""
+
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    factory: str
+    checkpoint: Path
+    from_layout: str | None = None
+
+    def load_into(self, network: nn.Module) -> None:
+        """:func:`load_weights`. Raises :class:`CheckpointError` that names the file."""
+        with _naming(self.checkpoint, self.factory, self.from_layout):
+            load_weights(network, self.tensors)
+
+    @property
+    def record(self) -> dict[str, str | None]:
+        """What a run's record tells of them."""
+        return {"file": Path(self.checkpoint).name, "sha256": sha256(Path(self.checkpoint)),
+                "from_layout": self.from_layout}
+
+
 def initial_weights(factory: str, checkpoint: Path, allow_pickle: bool = False, from_layout: str | None = None
-                    ) -> dict[str, torch.Tensor]:
-    """Weights of a file to start a training from, under the names of the network; not checked against it yet.
+                    ) -> InitialWeights:
+    """Read weights to start a training from.
 
     Arguments are those of :func:`load_network`. A foreign first convolution expects the layout's normalisation; what
     the training set's own differs by is left to the training. Raises :class:`CheckpointError`.
     """
     tensors = read_checkpoint(checkpoint, allow_pickle)
-    if from_layout is None:
-        return tensors
-    _check_layout(from_layout, factory, checkpoint)
-    return convert(tensors, build_network(factory).state_dict(), LAYOUTS[from_layout])[0]
+    if from_layout is not None:
+        _check_layout(from_layout, factory, checkpoint)
+        tensors = convert(tensors, build_network(factory).state_dict(), LAYOUTS[from_layout])[0]
+    return InitialWeights(tensors, factory, checkpoint, from_layout)
 
 
 def open_bundle_network(bundle: Bundle) -> nn.Module:

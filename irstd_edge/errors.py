@@ -10,6 +10,11 @@ MISSING = 5
 REGRESSION = 6
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class UnsupportedError(ValueError):
     """A layer, operator or target that is not supported; the message names it and the nearest that is. Exit 3."""
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from irstd_edge.bundle import Bundle
 from irstd_edge.checkpoints import open_bundle_network
-from irstd_edge.errors import MissingError, UnsupportedError
+from irstd_edge.errors import UnsupportedError
 from irstd_edge.nn.inference import freeze
+from irstd_edge.outputs import check_shape, check_values, run_network
 from irstd_edge.runtimes.session import Session
 
 
@@ -33,31 +33,22 @@ class TorchSession(Session):
         torch.set_flush_denormal(True)
         try:
             with torch.inference_mode():
-                result = self._network(x)
-        except (UnsupportedError, MissingError):
-            raise
-        except Exception as e:  # whatever a user's network raises
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise UnsupportedError(f"the network does not run on an input {list(x.shape)}: {reason}; networks here "
-                                   "take one grey channel: wrap it, or use images of another size") from e
+                tensors = run_network(self._network, x)
         finally:
             torch.set_flush_denormal(False)
-        tensors = [y for y in tree_leaves(result) if isinstance(y, torch.Tensor)]
         if len(tensors) <= max(self._outputs):
-            leaves = [type(leaf).__name__ for leaf in tree_leaves(result)]
-            got = f"{len(tensors)} tensors" if tensors else ", ".join(leaves) or type(result).__name__
-            raise UnsupportedError(f"the network returns {got} for an input {list(x.shape)}; return one probability "
-                                   "map of the input's size, and as many tensors besides as when it was exported")
+            raise UnsupportedError(f"the network returns {len(tensors)} tensors for an input {list(x.shape)}; return "
+                                   "as many as when it was exported")
         return [tensors[place] for place in self._outputs]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return self.run_all(x)[0]
 
     def run_all(self, x: np.ndarray) -> list[np.ndarray]:
-        found = self._call(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
-        if found[0].shape != x.shape:
-            raise UnsupportedError(f"the network returns {list(found[0].shape)} for an input {list(x.shape)}; return "
-                                   "one probability map of the input's size, first where there are several")
+        image = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+        found = self._call(image)
+        check_shape(found[0], image)
+        check_values(found[0])
         return [y.float().numpy() for y in found]
 
     def prepare(self, x: np.ndarray) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from irstd_edge.errors import first_line
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.opspec import OpSpecError
 
@@ -135,7 +136,7 @@ def trace(network: nn.Module, size: tuple[int, int], channels: int = 1) -> Trace
         raise
     except Exception as e:
         raise ConversionError(f"{type(network).__name__} cannot be run on an image of {size[0]} x {size[1]}: "
-                              f"{type(e).__name__}: {e}") from e
+                              f"{first_line(e)}; networks here take one grey channel: wrap it") from e
     finally:
         for handle in handles:
             handle.remove()

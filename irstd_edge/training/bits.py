@@ -156,6 +156,46 @@ class Assignment:
     precision: Precision
 
 
+#: The options of ``quantize`` that set the ceilings.
+_OPTIONS = {"weights": "--max-weight-bits", "activations": "--max-activation-bits"}
+
+
+def _levels(blocks: Sequence[Block]) -> list[int]:
+    return sorted({b.level for b in blocks})
+
+
+def _free(blocks: Sequence[Block], fixed: Mapping[str, Bits]) -> dict[str, int]:
+    """The levels of the layers that a search assigns bits to."""
+    return {name: b.level for b in blocks for name in b.layers if name not in fixed}
+
+
+def _amounts(layers: Sequence[LayerCount], blocks: Sequence[Block], fixed: Mapping[str, Bits], kind: str
+             ) -> tuple[int, list[int], int]:
+    """Of weights, or of activations: the bits of all layers that are not free, how many the free ones of each level
+    have, and how many there are in all."""
+    free, index = _free(blocks, fixed), list(_OPTIONS).index(kind)
+    amount = {layer.name: layer.weights if kind == "weights" else layer.inputs for layer in layers}
+    constant = sum(count * ((fixed.get(name) or (FLOAT_BITS,) * 2)[index]) for name, count in amount.items()
+                   if name not in free)
+    share = [sum(amount[name] for name, level in free.items() if level == wanted) for wanted in _levels(blocks)]
+    return constant, share, sum(amount.values())
+
+
+def check_ceilings(layers: Sequence[LayerCount], blocks: Sequence[Block], bits: Sequence[int],
+                   fixed: Mapping[str, Bits], *, max_weight_bits: float, max_activation_bits: float) -> None:
+    """Raise :class:`BitTableError` where even the fewest ``bits`` everywhere miss a ceiling: needs counts alone.
+
+    The other arguments are those of :func:`search_assignments`.
+    """
+    for kind, ceiling in zip(_OPTIONS, (max_weight_bits, max_activation_bits), strict=True):
+        constant, share, total = _amounts(layers, blocks, fixed, kind)
+        least = (constant + sum(share) * min(bits)) / total
+        if least > ceiling:
+            raise BitTableError(f"no assignment reaches a mean of {ceiling:g} bits of {kind}: {min(bits)} bits "
+                                f"everywhere make {least:.2f} with the {len(fixed)} layers of fixed bits: raise "
+                                f"{_OPTIONS[kind]}, or give those fewer bits by --edges or --layer")
+
+
 def search_assignments(
     layers: Sequence[LayerCount],
     blocks: Sequence[Block],
@@ -182,17 +222,13 @@ def search_assignments(
 
     Raises :class:`BitTableError` where nothing meets a ceiling.
     """
-    levels = sorted({b.level for b in blocks})
-    free = {name: b.level for b in blocks for name in b.layers if name not in fixed}
     bits = sorted({b for _, _, b in losses}, reverse=True)
+    ceilings = {"max_weight_bits": max_weight_bits, "max_activation_bits": max_activation_bits}
+    check_ceilings(layers, blocks, bits, fixed, **ceilings)
+    levels, free = _levels(blocks), _free(blocks, fixed)
     sides = []
-    for kind, ceiling in (("weights", max_weight_bits), ("activations", max_activation_bits)):
-        index = 0 if kind == "weights" else 1
-        amount = {layer.name: layer.weights if kind == "weights" else layer.inputs for layer in layers}
-        total = sum(amount.values())
-        constant = sum(count * ((fixed.get(name) or (FLOAT_BITS,) * 2)[index]) for name, count in amount.items()
-                       if name not in free)
-        share = [sum(amount[name] for name, level in free.items() if level == wanted) for wanted in levels]
+    for kind, ceiling in zip(_OPTIONS, ceilings.values(), strict=True):
+        constant, share, total = _amounts(layers, blocks, fixed, kind)
         rise = {(level, b): sum(max(0.0, losses[block.name, kind, b]) for block in blocks
                                 if block.level == level and free.keys() & set(block.layers))
                 for level in levels for b in bits}
@@ -201,11 +237,6 @@ def search_assignments(
             mean = (constant + sum(s * b for s, b in zip(share, choice, strict=True))) / total
             if mean <= ceiling:
                 rows.append((sum(rise[key] for key in zip(levels, choice, strict=True)), -mean, choice))
-        if not rows:
-            least = (constant + sum(share) * bits[-1]) / total
-            raise BitTableError(f"no assignment reaches a mean of {ceiling:g} bits of {kind}: {bits[-1]} bits "
-                                f"everywhere make {least:.2f} with the {len(fixed)} layers of fixed bits; raise the "
-                                "ceiling, or give those fewer bits")
         sides.append(sorted(rows)[:keep])
     found = []
     for (w_loss, _, w), (a_loss, _, a) in itertools.product(*sides):

@@ -54,29 +54,42 @@ def data(root: Path | None) -> None:
         raise DataError(f"{root}: problems in {', '.join(bad)}, listed above")
 
 
-def _run_options(command):
-    """The options that every command which trains shares."""
-    for option in reversed((
-        click.option("--root", type=_PATH, required=True, help="Folder that holds the data sets' folders."),
-        click.option("--out", type=_PATH, required=True, help="Folder of the run: weights, curves, state. Of several "
-                                                              "runs: one folder each in it."),
-        click.option("--resume", is_flag=True, help="Go on after the last saved state of the run in --out."),
-        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default bf16 on CUDA, else fp32."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice."),
-        click.option("--minutes", type=click.FloatRange(0), help="Stop then, resumable, at the end of an epoch."),
-        click.option("--dataset", metavar="NAME[:SPLIT][+...]", help="Data set in place of the recipe's."),
-        click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's."),
-        click.option("--seed", "seeds", type=click.IntRange(0), multiple=True,
-                     help="Seed in place of the recipe's; repeatable, each is a run."),
-        click.option("--init", "initial", type=_PATH, help="Weights to start from."),
-        click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
-                     help="Whose public checkpoint --init is: its keys are mapped onto the network here."),
-        click.option("--allow-pickle", is_flag=True,
-                     help="Let --init and a teacher's checkpoint be pickles, which can run code."),
-    )):
-        command = option(command)
-    return command
+def _adding(*options):
+    """A decorator that adds options to a command."""
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+#: The options of every command that trains.
+training_options = _adding(
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To train on."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16"]),
+                 help="Of training; default bf16 on CUDA, else fp32."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice."),
+    click.option("--minutes", type=click.FloatRange(0), help="Stop then, resumable, at the end of an epoch."),
+    click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's."),
+    click.option("--seed", "seeds", type=click.IntRange(0), multiple=True,
+                 help="Seed in place of the recipe's; repeatable, each is a run."),
+)
+compile_option = click.option("--compile", "compile_network", is_flag=True,
+                              help="Train through torch.compile (needs a C++ compiler).")
+_run_options = _adding(
+    click.option("--root", type=_PATH, required=True, help="Folder that holds the data sets' folders."),
+    click.option("--out", type=_PATH, required=True, help="Folder of the run: weights, curves, state. Of several "
+                                                          "runs: one folder each in it."),
+    click.option("--resume", is_flag=True, help="Go on after the last saved state of the run in --out."),
+    click.option("--dataset", metavar="NAME[:SPLIT][+...]", help="Data set in place of the recipe's."),
+    training_options,
+    click.option("--init", "initial", type=_PATH, help="Weights to start from."),
+    click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+                 help="Whose public checkpoint --init is: its keys are mapped onto the network here."),
+    click.option("--allow-pickle", is_flag=True,
+                 help="Let --init and a teacher's checkpoint be pickles, which can run code."),
+)
 
 
 @click.command(help="Train by RECIPES: TOML files, or names of shipped ones (biisnet-nuaa). Several, or several seeds, "
@@ -85,7 +98,7 @@ def _run_options(command):
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @_run_options
 @click.option("--network", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
-@click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile (needs a C++ compiler).")
+@compile_option
 def train(recipes, network, **options) -> None:
     from irstd_edge.training.recipe import Recipe
 
@@ -128,56 +141,92 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, data
            from_layout, allow_pickle, network=None, compile_network=False) -> None:
     from dataclasses import replace
 
-    import torch
-
     from irstd_edge.checkpoints import initial_weights
-    from irstd_edge.errors import MissingError
     from irstd_edge.plots import require_matplotlib
-    from irstd_edge.training.curves import plot_curves
-    from irstd_edge.training.loop import Run, train_side_by_side
-    from irstd_edge.training.parallel import process_group, rank_and_size
+    from irstd_edge.training.loop import Run
 
     began = monotonic()
     given = {"network": network, "dataset": dataset, "epochs": epochs}
     given = {k: v for k, v in given.items() if v is not None}
-    recipes = [(name, replace(r, **given)) for name, r in recipes]
+    planned = plan_runs([(name, replace(r, **given)) for name, r in recipes], seeds, out)
+    if from_layout and not initial:
+        raise click.UsageError("--from-layout is of the weights that --init names: give both")
+    require_matplotlib()
+    prepare_training(device, threads)
+    cache: dict = {}
+
+    def make(recipe, folder, own_device) -> Run:
+        start = initial and initial_weights(recipe.network, initial, allow_pickle, from_layout)
+        return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
+                   resume=resume, initial=start, allow_pickle=allow_pickle, cache=cache)
+
+    train_runs(planned, make, device, minutes, began)
+
+
+def plan_runs(recipes, seeds, out: Path) -> list[tuple]:
+    """Name, recipe and folder of each run of recipes, given with their names: one for each seed.
+
+    Of several runs each has a folder in ``out``. Raises :class:`click.UsageError` where two have one name.
+    """
+    from dataclasses import replace
+
     if seeds:
         recipes = [(f"{name}-seed{seed}" if len(seeds) > 1 else name, replace(r, seed=seed))
                    for name, r in recipes for seed in seeds]
     names = [name for name, _ in recipes]
     if twice := {name for name in names if names.count(name) > 1}:
         raise click.UsageError(f"{', '.join(sorted(twice))} is given twice: each run needs a name of its own")
-    folders = [out] if len(recipes) == 1 else [out / name for name in names]
-    require_matplotlib()
+    return [(name, r, out if len(recipes) == 1 else out / name) for name, r in recipes]
+
+
+def prepare_training(device: str, threads: int | None) -> None:
+    """Set torch up. Raises :class:`~irstd_edge.errors.MissingError` where the device is not there."""
+    import torch
+
+    from irstd_edge.errors import MissingError
+
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
                            "(https://pytorch.org/get-started)")
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    if from_layout and not initial:
-        raise click.UsageError("--from-layout is of the weights that --init names: give both")
-    cache: dict = {}
 
+
+def train_runs(planned, make, device: str, minutes: float | None, began: float) -> None:
+    """Train side by side what :func:`plan_runs` planned, show how far it is, draw the curves, name the weights.
+
+    ``make`` makes the :class:`~irstd_edge.training.loop.Run` of a recipe, a folder and a device; ``minutes`` count from
+    ``began``, of :func:`time.monotonic`. Raises what ``make`` raises, and once all other runs have ended
+    :class:`~irstd_edge.training.loop.TrainingError`.
+    """
+    from irstd_edge.training.curves import plot_curves
+    from irstd_edge.training.loop import TrainingError, train_side_by_side
+    from irstd_edge.training.parallel import process_group, rank_and_size
+
+    def draw(run) -> str | None:
+        """Why there is no picture: no reason to stop a training."""
+        try:
+            plot_curves(run.out / "curves.csv", run.out / "curves.png")
+        except (DataError, OSError) as e:
+            return f"{run.out / 'curves.png'}: cannot be drawn ({e})"
+
+    failed = None
     with process_group(device) as own_device:
         rank, size = rank_and_size()
-        if size > 1 and len(recipes) > 1:
+        if size > 1 and len(planned) > 1:
             raise click.UsageError("torchrun shares one run among its processes: give one recipe and one seed")
-        runs = [Run(r, root, folder, device=own_device, precision=precision, compile_network=compile_network,
-                    resume=resume, initial=initial and initial_weights(r.network, initial, allow_pickle, from_layout),
-                    allow_pickle=allow_pickle, cache=cache)
-                for (_, r), folder in zip(recipes, folders, strict=True)]
+        runs = [make(recipe, folder, own_device) for _, recipe, folder in planned]
         with _progress(visible=rank == 0) as progress:
             tasks = {id(run): progress.add_task(name, total=run.recipe.epochs, completed=run.epoch, loss="",
-                                                accuracy="") for name, run in zip(names, runs, strict=True)}
-
+                                                accuracy="") for (name, *_), run in zip(planned, runs, strict=True)}
             drawn = dict.fromkeys(tasks, monotonic())
 
             def on_epoch(run, epoch) -> None:
                 if rank:
                     return
                 if monotonic() - drawn[id(run)] > _CURVES_SECONDS:
-                    plot_curves(run.out / "curves.csv", run.out / "curves.png")
+                    draw(run)
                     drawn[id(run)] = monotonic()
                 task = tasks[id(run)]
                 progress.update(task, completed=epoch.epoch, loss=f"loss {epoch.loss:.4f}")
@@ -191,14 +240,18 @@ def _train(recipes, root, out, resume, device, precision, threads, minutes, data
                           f"loss {epoch.loss:.4f} {text}", flush=True)
 
             left = None if minutes is None else max(0, minutes - (monotonic() - began) / 60)
-            train_side_by_side(runs, on_epoch=on_epoch, minutes=left)
-    if rank:
-        return
-    for run in runs:
-        plot_curves(run.out / "curves.csv", run.out / "curves.png")
+            try:
+                train_side_by_side(runs, on_epoch=on_epoch, minutes=left)
+            except TrainingError as e:
+                failed = e
+    for run in runs if rank == 0 else ():
+        if problem := draw(run):
+            failed = failed or DataError(problem)
         weights = next((p for p in (run.out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), None)
         state = "" if run.finished else f" (epoch {run.epoch} of {run.recipe.epochs}: go on by --resume)"
         click.echo(f"{weights or run.out}{state}")
+    if failed:
+        raise failed
 
 
 def _progress(visible: bool = True):

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from irstd_edge.checkpoints import LoadedNetwork, load_network, recorded_normalisation
 from irstd_edge.data import Normalisation
 from irstd_edge.models.registry import get_model
+from irstd_edge.outputs import run_network
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import mean_over_ranks
 from irstd_edge.training.recipe import Distill
@@ -155,7 +156,7 @@ class Distillation(nn.Module):
         loss: name of the loss on the masks.
         crop: side of the training crops, with which both networks are run once to learn their channels.
 
-    Raises :class:`DistillationError`.
+    Raises :class:`DistillationError`, and :class:`~irstd_edge.errors.UnsupportedError` where one does not run on crops.
     """
 
     def __init__(self, settings: Distill, teacher: LoadedNetwork, student: nn.Module, normalisation: Normalisation,
@@ -238,11 +239,7 @@ class Distillation(nn.Module):
                 raise DistillationError(f"the {role} has no layer {name!r}; nearest: {', '.join(near)}")
         network = copy.deepcopy(network).train(training)
         with torch.random.fork_rng(devices=[]), capture(network, names) as found:
-            try:
-                network(x)
-            except Exception as e:  # whatever a user's network raises
-                reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-                raise DistillationError(f"the {role} does not run on crops {list(x.shape)}: {reason}") from e
+            run_network(network, x, name=f"the {role}", way_out="choose another crop in the recipe")
         if absent := [name for name in names if name not in found]:
             inner = ", ".join([f"{absent[0]}.{name}" for name, _ in network.get_submodule(absent[0]).named_children()])
             raise DistillationError(f"the {role}'s layer {absent[0]!r} is not called itself: name "

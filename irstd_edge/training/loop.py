@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
 import os
 import platform
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,19 +21,22 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
 
-from irstd_edge.checkpoints import build_network, load_weights, save_weights
-from irstd_edge.data import PROTOCOLS, Dataset, Normalisation, Sample, normalise, random_crop
+from irstd_edge.checkpoints import InitialWeights, build_network, padding_of, save_weights
+from irstd_edge.data import PAD_MULTIPLE, PROTOCOLS, Dataset, Normalisation, Sample, normalise, random_crop
+from irstd_edge.errors import UnsupportedError, first_line
 from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
 from irstd_edge.nn.binary import BinaryConv2d
+from irstd_edge.outputs import check_shape, check_values, probability_of, run_network
 from irstd_edge.training.distillation import Distillation, load_teacher
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import agree, mean_over_ranks, rank_and_size
 from irstd_edge.training.recipe import Recipe
 
 PRECISIONS = ("fp32", "bf16")
+#: Fields of a recipe that every command which trains takes as an option, too.
+_OPTIONS = {"seed", "epochs", "dataset"}
 #: Columns of ``curves.csv``; those of :attr:`Epoch.parts` follow.
 CURVE_FIELDS = ("epoch", "loss", "learning_rate", "iou", "niou", "pd", "fa", "seconds")
 #: A state is saved at every validation, and after any epoch that ends later than this since the last state.
@@ -74,15 +79,15 @@ def evaluate_network(network: nn.Module, samples: Iterable[Sample], normalisatio
                      protocol: str = PROTOCOLS[0]) -> Accuracy:
     """Accuracy of a network, put into evaluation mode, by a protocol; see :func:`irstd_edge.metrics.evaluate`.
 
-    Of several outputs the first counts.
+    Of several outputs the first counts. Raises :class:`~irstd_edge.errors.UnsupportedError` where it is no probability.
     """
     network.eval()
 
     @torch.no_grad()
     def predict(x: np.ndarray) -> np.ndarray:
-        return tree_leaves(network(torch.from_numpy(x).to(device)))[0].float().cpu().numpy()
+        return probability_of(network, torch.from_numpy(x).to(device)).float().cpu().numpy()
 
-    return evaluate(predict, samples, normalisation, protocol=protocol)
+    return evaluate(predict, samples, normalisation, protocol=protocol, size_multiple=padding_of(network))
 
 
 def clip_latent_weights(network: nn.Module) -> None:
@@ -134,11 +139,12 @@ class Run:
         out: the folder of the run.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         precision: one of :data:`PRECISIONS`; with ``bf16`` the network runs in bfloat16 where autocast allows, the
-            full-precision stream of binary networks and the loss in float32. Default ``bf16`` on CUDA, else ``fp32``.
+            full-precision stream of binary networks and the loss in float32. Default that of the run that goes on, of a
+            new one ``bf16`` on CUDA, else ``fp32``.
         compile_network: train through ``torch.compile``.
         resume: go on from the state last saved in ``out``; on the CPU, with the same number of threads, the result is
             that of an unbroken run, bit for bit.
-        initial: weights to start from.
+        initial: weights to start from; their file is in the run's record.
         network: what to train, in place of what the recipe's ``network`` builds. Fresh: the same at every start, as
             :meth:`steps` loads the saved state into it.
         objective: called as ``objective(network, x, target)`` with normalised crops and masks in 0..1,
@@ -152,8 +158,9 @@ class Run:
     Under ``torchrun`` each process takes its share of every batch, and the first one alone validates and writes.
 
     Raises :class:`TrainingError`, :class:`~irstd_edge.data.DataError`,
-    :class:`~irstd_edge.checkpoints.CheckpointError`, :class:`~irstd_edge.training.distillation.DistillationError`;
-    nothing is written then.
+    :class:`~irstd_edge.checkpoints.CheckpointError`, :class:`~irstd_edge.training.distillation.DistillationError`, and
+    :class:`~irstd_edge.errors.UnsupportedError` where the network does not run on a crop and a held-out image, or does
+    not return probabilities; nothing is written then.
     """
 
     def __init__(
@@ -166,7 +173,7 @@ class Run:
         precision: str | None = None,
         compile_network: bool = False,
         resume: bool = False,
-        initial: dict[str, torch.Tensor] | None = None,
+        initial: InitialWeights | None = None,
         network: nn.Module | None = None,
         objective: nn.Module | None = None,
         allow_pickle: bool = False,
@@ -174,13 +181,17 @@ class Run:
         cache: dict | None = None,
     ):
         out = Path(out)
-        _check_folder(out, resume)
+        check_folder(out, resume)
         self.recipe, self.out, self.device = recipe, out, device
         self.rank, self.ranks = rank_and_size()
         if recipe.batch % self.ranks:
             raise TrainingError(f"batch {recipe.batch} cannot be shared by {self.ranks} processes: choose a multiple")
         self.cuda = torch.device(device).type == "cuda"
-        self.precision = precision or ("bf16" if self.cuda else "fp32")
+        resume = resume and (out / "resume.pt").exists()
+        begun = _recorded_precision(out) if resume else None
+        if begun and precision not in (None, begun):
+            raise TrainingError(f"{out} was begun in {begun}: go on with --precision {begun}, or name another --out")
+        self.precision = precision or begun or ("bf16" if self.cuda else "fp32")
         sets = _read_sets(root, recipe.datasets, {} if cache is None else cache)
         self.normalisation = sets[0][0]
         self.samples = [sample for _, samples, _ in sets for sample in samples]
@@ -190,12 +201,13 @@ class Run:
 
         network = build_network(recipe.network, recipe.seed) if network is None else network
         if initial is not None:
-            load_weights(network, initial)
+            initial.load_into(network)
         self.network = network.to(device, memory_format=torch.channels_last)
         self.average = torch.optim.swa_utils.AveragedModel(
             network, use_buffers=True,
             # The count that it passes lies on the device: reading it would wait for the step to end.
             multi_avg_fn=lambda a, c, _: _averaging(recipe.average)(a, c, int(self.average.n_averaged)))
+        self._probe(supervised=objective is None)
         objective = self._recipe_objective(compile_network, allow_pickle) if objective is None else objective
         self.objective = objective.to(device)
         self._step = step = _Step(self.network, self.objective, compile_network)
@@ -204,10 +216,10 @@ class Run:
         if self.ranks > 1:
             self._step = DistributedDataParallel(step, device_ids=[torch.device(device)] if self.cuda else None)
         self.epoch, self.best = 0, -1.0
-        if resume and (out / "resume.pt").exists():
+        if resume:
             self._load()
         if self.rank == 0 and self.epoch == 0:
-            self._write_record(initial is not None, record or {})
+            self._write_record(initial and initial.record, record or {})
         # Epochs after the last saved state are trained again.
         self._curve = [row for row in read_curve(out / "curves.csv") if int(row["epoch"]) <= self.epoch]
         self._saved = time.monotonic()
@@ -222,7 +234,7 @@ class Run:
         Args:
             deadline: of :func:`time.monotonic`; the run is saved and left where one more epoch would end after it.
 
-        Raises :class:`TrainingError` where the loss is no longer finite.
+        Raises :class:`TrainingError` where the loss is no longer finite, or a held-out image gives no probability.
         """
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             began = time.monotonic()
@@ -283,7 +295,7 @@ class Run:
         # Whatever draws inside the network (dropout) is seeded by the step: nothing depends on other runs beside.
         torch.manual_seed((((self.recipe.seed * 100_003 + epoch) * 100_003 + number) * 1_009 + self.rank) % 2**63)
         self.network.train()
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self._autocast():
             losses = self._step(x, target)
         self._optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -292,16 +304,46 @@ class Run:
         self.average.update_parameters(self.network)
         return {k: v.detach() for k, v in losses.items()}
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def _validate(self) -> Accuracy | None:
         accuracy = None
         if self.held:
             held = [self.samples[i] for i in self.held]
-            accuracy = evaluate_network(self.average.module, held, self.normalisation, self.device)
+            try:
+                accuracy = evaluate_network(self.average.module, held, self.normalisation, self.device)
+            except UnsupportedError as e:
+                # It was well at the start; that the last step spoilt the weights its loss does not show.
+                raise TrainingError(f"{e}; if it diverged in epoch {self.epoch}, lower learning_rate in the recipe"
+                                    ) from e
             if accuracy.iou > self.best:
                 self.best = float(accuracy.iou)
                 save_weights(self.average.module, self.out / "best.safetensors")
         save_weights(self.average.module, self.out / "last.safetensors")
         return accuracy
+
+    @torch.no_grad()
+    def _probe(self, supervised: bool) -> None:
+        """Fail at the start where the network fits neither the crops nor the held-out images, or gives no probability.
+
+        Its training form is judged only where the recipe's loss is to judge it.
+        """
+        recipe = self.recipe
+        few = self.indices[:min(2, recipe.batch // self.ranks)]
+        x, _ = make_batch(self.samples, few, recipe, self.normalisation, np.random.default_rng(recipe.seed))
+        x = x.to(self.device, memory_format=torch.channels_last)
+        way_out = f"choose another crop in the recipe than {recipe.crop}, such as a multiple of {PAD_MULTIPLE}"
+        probability_of(self.average.module.eval(), x, way_out=way_out)
+        if supervised:
+            # A copy, as it changes statistics of batch normalisation. Losses take maps of any size.
+            with torch.random.fork_rng(devices=[]), self._autocast():
+                outputs = run_network(copy.deepcopy(self.network).train(), x, way_out=way_out)
+            for y in outputs:
+                check_shape(y, x, y.shape[2:])
+                check_values(y)
+        if self.held:
+            evaluate_network(self.average.module, [self.samples[self.held[0]]], self.normalisation, self.device)
 
     def _recipe_objective(self, compile_network: bool, allow_pickle: bool) -> nn.Module:
         recipe = self.recipe
@@ -314,7 +356,7 @@ class Run:
             teacher = load_teacher(recipe.distill, self.normalisation, allow_pickle)
             return Distillation(recipe.distill, teacher, self.network, self.normalisation, recipe.loss, recipe.crop)
 
-    def _write_record(self, initial: bool, facts: dict) -> None:
+    def _write_record(self, initial: dict | None, facts: dict) -> None:
         record = self.recipe.as_dict() | {
             "normalisation": self.normalisation.__dict__, "held_out": self.held, "images": len(self.samples),
             "initial": initial, "precision": self.precision, "processes": self.ranks,
@@ -337,8 +379,12 @@ class Run:
         path = self.out / "resume.pt"
         state = _load_state(path, self.device)
         # Fields that the recipe of an older state lacks have their defaults.
-        if Recipe.from_dict(state["recipe"]) != self.recipe:
-            raise TrainingError(f"{path} belongs to another recipe: use that one, or another --out")
+        there, here = Recipe.from_dict(state["recipe"]).as_dict(), self.recipe.as_dict()
+        if differ := [key for key in there | here if there.get(key) != here.get(key)]:
+            what = "; ".join(f"{key} is {_shown(there.get(key))} there, {_shown(here.get(key))} here" for key in differ)
+            given = " ".join(f"--{key} {there[key]}" for key in differ if key in _OPTIONS)
+            way_out = f"give {given}" if _OPTIONS.issuperset(differ) else "use that recipe"
+            raise TrainingError(f"{path} belongs to another recipe, {what}: {way_out}, or another --out")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -371,9 +417,10 @@ def train_side_by_side(runs: list[Run], *, on_epoch: Callable[[Run, Epoch], None
         on_epoch: called after every epoch of every run.
         minutes: each run stops, resumable, where one more of its epochs would end later than this from now.
 
-    Raises :class:`TrainingError` where a run failed, after the others have ended.
+    Whatever stops one run leaves the others alone; what ``on_epoch`` raises stops all. Raises :class:`TrainingError`
+    that names every failed run, after the others have ended.
     """
-    failed: list[TrainingError] = []
+    failed: dict[Path, Exception] = {}
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     streams = {id(run): torch.cuda.Stream(run.device) if run.cuda and len(runs) > 1 else None for run in runs}
     for run in runs:
@@ -389,14 +436,26 @@ def train_side_by_side(runs: list[Run], *, on_epoch: Callable[[Run, Epoch], None
                 except StopIteration:
                     turns.remove(turn)
                     continue
-                except TrainingError as e:
+                except Exception as e:
                     turns.remove(turn)
-                    failed.append(TrainingError(f"{run.out}: {e}"))
+                    failed[run.out] = e
+                    # Else the traceback keeps the run's tensors, which may be what another lacks memory for.
+                    traceback.clear_frames(e.__traceback__)
                     continue
             if report is not None:
                 on_epoch(run, report)
     if failed:
-        raise failed[0]
+        count = f"{len(failed)} of {len(runs)} runs failed: " if len(runs) > 1 else ""
+        raise TrainingError(count + "; ".join(f"{out}: {_reason(e)}" for out, e in failed.items())) from next(
+            iter(failed.values()))
+
+
+def _reason(error: Exception) -> str:
+    """One line on what stopped a run; errors that are not ours with their class."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (f"out of memory ({first_line(error)}): lower batch or crop in the recipe, or train fewer runs side by "
+                "side")
+    return first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def describe_machine(device: str = "cpu") -> str:
@@ -414,12 +473,30 @@ def describe_machine(device: str = "cpu") -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def _check_folder(out: Path, resume: bool) -> None:
+def holds_run(out: Path) -> bool:
+    """Whether there is a run in a folder to go on with."""
+    return any((out / name).exists() for name in ("resume.pt", "recipe.json"))
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Raise :class:`TrainingError` where a run cannot begin in a folder, or go on there."""
     if resume:
-        if not any((out / name).exists() for name in ("resume.pt", "recipe.json")):
+        if not holds_run(out):
             raise TrainingError(f"{out} holds no run to go on with: leave out --resume to begin one there")
     elif any((out / name).exists() for name in ("resume.pt", "curves.csv", "last.safetensors")):
         raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
+
+
+def _recorded_precision(out: Path) -> str | None:
+    """The precision that a run has been trained in; None where there is no record, or one of older code."""
+    try:
+        return json.loads((out / "recipe.json").read_text()).get("precision")
+    except (OSError, ValueError):
+        return None
+
+
+def _shown(value) -> str:
+    return "absent" if value is None else str(value)
 
 
 def _read_sets(root: Path, datasets: dict[str, int], cache: dict) -> list[tuple[Normalisation, list[Sample], int]]:

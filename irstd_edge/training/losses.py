@@ -41,7 +41,7 @@ class Supervised(nn.Module):
     """The objective of plain training: one of :data:`LOSSES`, averaged over the outputs of the network.
 
     In training mode a network may return several probabilities (deep supervision), in any nesting of lists, tuples and
-    dictionaries; each is enlarged bilinearly to the target's size where it is smaller.
+    dictionaries; each is enlarged bilinearly to the target's size where it is smaller. What is no tensor is left out.
     """
 
     def __init__(self, loss: str = "soft_iou"):
@@ -51,8 +51,7 @@ class Supervised(nn.Module):
     def measure(self, outputs, target: torch.Tensor) -> torch.Tensor:
         """The loss of the outputs of a network, in float32 whatever they are in."""
         losses = []
-        for probability in tree_leaves(outputs):
-            probability = probability.float()
+        for probability in (y.float() for y in tree_leaves(outputs) if isinstance(y, torch.Tensor)):
             if probability.shape[2:] != target.shape[2:]:
                 probability = F.interpolate(probability, target.shape[2:], mode="bilinear", align_corners=False)
             with torch.autocast(target.device.type, enabled=False):

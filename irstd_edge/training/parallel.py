@@ -10,13 +10,18 @@ import torch
 from torch import distributed
 
 
+def launched_processes() -> int:
+    """How many processes ``torchrun`` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
     """Join the other processes of ``torchrun``, if it started this one; yields the device that this one shall use.
 
     NCCL between GPUs, of which each process takes the one of its local rank; gloo between CPU processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if launched_processes() < 2:
         yield device
         return
     cuda = torch.device(device).type == "cuda"

@@ -23,6 +23,7 @@ from irstd_edge.nn.convert import Bits, Conversion, Trace, assign, convert, trac
 from irstd_edge.nn.functional import quantize
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.opspec import integer_range
+from irstd_edge.outputs import probability_of
 from irstd_edge.training.bits import Block, table_text
 from irstd_edge.training.loop import describe_machine
 
@@ -169,7 +170,8 @@ class Calibrated:
     ``source`` is as it was; ``folded`` its copy with batch normalisation folded, in evaluation mode; ``ranges`` those
     of the inputs of every convolution.
 
-    Raises :class:`QuantisationError`, :class:`~irstd_edge.nn.convert.ConversionError`.
+    Raises :class:`QuantisationError`, :class:`~irstd_edge.nn.convert.ConversionError`, and
+    :class:`~irstd_edge.errors.UnsupportedError` where the network gives no probability of the first image.
     """
 
     def __init__(self, source: nn.Module, images: Sequence[CalibrationImage], *, method: str = METHODS[0],
@@ -184,6 +186,8 @@ class Calibrated:
             raise QuantisationError(f"{type(source).__name__} has no plain nn.Conv2d that could be quantised; its "
                                     f"layers with weights: {', '.join(sorted(set(self.trace.other.values()))) or '-'}")
         self.folded = convert(source, Conversion(self.trace.folded)).eval()
+        with torch.no_grad():
+            probability_of(self.folded, images[0].x)
         self.ranges = observe_inputs(self.folded, self.trace.convolutions, images)
         #: All layers with weights, the convolutions among them, in the order of first calls.
         self.counts = count_layers(self.folded, size)
@@ -233,11 +237,14 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Score:
-        """Run a network, in evaluation mode, over all images."""
+        """Run a network, in evaluation mode, over all images.
+
+        Raises :class:`~irstd_edge.errors.UnsupportedError` where it does not run or gives no probability.
+        """
         network.eval()
         overlap = total = intersection = union = 0.0
         for x, target, inside in self._batches:
-            probability = network(x).float() * inside
+            probability = probability_of(network, x).float() * inside
             predicted, truth = (probability > self.threshold), target >= 128 / 255
             overlap += float((probability * target).sum(dtype=torch.float64))
             total += float((probability + target).sum(dtype=torch.float64))

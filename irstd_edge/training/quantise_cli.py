@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import monotonic
 
 import click
 
+from irstd_edge.training.cli import compile_option, plan_runs, prepare_training, train_runs, training_options
+
 _PATH = click.Path(path_type=Path)
-_DEVICES, _PRECISIONS, _METHODS = ("cpu", "cuda"), ("fp32", "bf16"), ("mse", "minmax", "percentile")
-#: Share of the training split that bits are chosen by; the training loop holds out the same images by default.
-_HELD_OUT = 0.1
+_METHODS = ("mse", "minmax", "percentile")
 
 
 @click.command(help="""Quantise NETWORK: a name of `irstd-edge models`, or a label for --model.
@@ -28,10 +30,12 @@ low bits from there.""")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @click.option("--calibrate", type=_PATH, help="Folder of images to calibrate on; default the data set's.")
-@click.option("--dataset", help="Name of a data set's folder: calibrates on its training split, of which every tenth "
-              "image is held out to measure on.")
+@click.option("--dataset", help="Name of a data set's folder: calibrates on its training split, of which --held-out "
+              "images are measured on.")
 @click.option("--root", type=_PATH, help="The folder that holds the data set's folder.")
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="Images to calibrate on.")
+@click.option("--held-out", type=click.FloatRange(0, 0.5, min_open=True), metavar="SHARE", default=0.1,
+              show_default=True, help="Share of the training split that is not calibrated on, to measure on.")
 @click.option("--method", type=click.Choice(_METHODS), default="mse", show_default=True, help="How steps are found.")
 @click.option("--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
               help="Share of the magnitudes that --method percentile keeps.")
@@ -51,18 +55,16 @@ low bits from there.""")
               help="Keep the most sensitive layers precise until the IoU has dropped by no more than this.")
 @click.option("--keep", metavar="W[,A]|float", default="float", show_default=True, help="Precision of --max-drop.")
 @click.option("--train", "recipe", metavar="RECIPE", help="Train on by this recipe of the float network.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop training, resumable, after so long.")
 @click.option("--learning-rate", type=float, help="Default a tenth of the recipe's.")
-@click.option("--resume", is_flag=True, help="Go on with the training in --out; its bits stay.")
-@click.option("--device", type=click.Choice(_DEVICES), default="cpu", show_default=True, help="To train on.")
-@click.option("--precision", type=click.Choice(_PRECISIONS), help="Of training; default bf16 on CUDA, else fp32.")
-@click.option("--compile", "compile_network", is_flag=True, help="Train through torch.compile.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice.")
+@click.option("--resume", is_flag=True,
+              help="Go on in --out: with the training there, or train what lies quantised there; its bits stay.")
+@training_options
+@compile_option
 def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, std, calibrate, dataset, root, images,
-             method, percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits,
+             held_out, method, percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits,
              sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,
-             compile_network, threads) -> None:
+             compile_network, threads, seeds) -> None:
+    began = monotonic()
     if sum(map(bool, (bits, table_file, spm))) > 1:
         raise click.UsageError("--bits, --table and --spm exclude each other")
     if (dataset is None) != (root is None) and not (resume and root):
@@ -76,49 +78,72 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
     if (spm or sensitivity or max_drop is not None) and dataset is None:
         raise click.UsageError("--spm, --sensitivity and --max-drop measure on held-out images with masks: "
                                "give --dataset and --root")
-    import torch
-
     from irstd_edge.checkpoints import load_network
-    from irstd_edge.errors import MissingError
+    from irstd_edge.plots import require_matplotlib
     from irstd_edge.training.bits import parse_bits
-    from irstd_edge.training.loop import TrainingError
+    from irstd_edge.training.loop import check_folder
+    from irstd_edge.training.parallel import launched_processes
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
-                           "(https://pytorch.org/get-started)")
+    if launched_processes() > 1 and not resume:
+        raise click.UsageError("torchrun shares the training alone: quantise in one process, without --train, then "
+                               "train in its --out under torchrun by --train RECIPE --resume")
     default = parse_bits(bits or "8", "--bits")
-    settings = _recipe(recipe, model or network, dataset, epochs, learning_rate) if recipe else None
-    if threads:
-        torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    quantised = _quantised_factory(out) if resume else None
+    factory = model or network or quantised
+    planned = []
+    if recipe:
+        planned = plan_runs([(Path(recipe).stem, _recipe(recipe, factory, dataset, epochs, learning_rate))], seeds, out)
+    if recipe or spm or sensitivity:
+        require_matplotlib()
+    prepare_training(device, threads)
     if not resume:
-        if (out / "resume.pt").exists():
-            raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
+        for folder in (out, *out.glob("*/")):  # runs of several seeds began from what lies in --out
+            check_folder(folder, resume=False)
         source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, from_layout=from_layout)
-        _quantise(source, out, calibrate, dataset, root, images, method, percentile, default, table_file, spm, edges,
-                  layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
-    if settings:
-        _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes)
+        _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
+                  edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
+    if recipe:
+        _train(planned, factory, root, out, device, precision, compile_network, minutes, began)
 
 
-def _recipe(reference: str, name: str | None, dataset: str | None, epochs: int | None, learning_rate: float | None):
+def _quantised_factory(out: Path) -> str:
+    """What builds the float network whose quantised form lies in a folder."""
+    import json
+
+    from irstd_edge.training.loop import TrainingError
+    from irstd_edge.training.quantisation import MANIFEST
+
+    try:
+        return json.loads((out / MANIFEST).read_text())["factory"]
+    except (OSError, ValueError, KeyError) as e:
+        raise TrainingError(f"{out} holds no quantised network to go on with: leave out --resume to begin one there"
+                            ) from e
+
+
+def _recipe(reference: str, factory: str | None, dataset: str | None, epochs: int | None, learning_rate: float | None):
     from irstd_edge.training.recipe import Recipe
 
     recipe = Recipe.find(reference)
     rate = learning_rate if learning_rate is not None else recipe.learning_rate / 10
-    return replace(recipe, network=name or recipe.network, dataset=dataset or recipe.dataset,
+    return replace(recipe, network=factory or recipe.network, dataset=dataset or recipe.dataset,
                    epochs=epochs or recipe.epochs, learning_rate=rate,
                    final_learning_rate=min(recipe.final_learning_rate, rate))
 
 
-def _quantise(source, out, calibrate, dataset, root, images, method, percentile, default, table_file, spm, edges,
-              layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
+def _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
+              edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
     from irstd_edge.data import Dataset
     from irstd_edge.files import check_writable
-    from irstd_edge.plots import require_matplotlib
     from irstd_edge.training import quantisation as q
-    from irstd_edge.training.bits import BitTable, BitTableError, find_blocks, parse_bits, search_assignments
+    from irstd_edge.training.bits import (
+        BitTable,
+        BitTableError,
+        check_ceilings,
+        find_blocks,
+        parse_bits,
+        search_assignments,
+    )
     from irstd_edge.training.loop import split_validation
 
     check_writable(out / q.MANIFEST)
@@ -130,14 +155,16 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
         rules.append((pattern, parse_bits(value, f"--layer {text}")))
     edge, kept_bits = parse_bits(edges, "--edges"), parse_bits(keep, "--keep")
     wanted = _candidates(candidates)
-    if spm or sensitivity:
-        require_matplotlib()
 
     held, paths = None, None
     if dataset:
         data = Dataset.named(root, dataset, "train")
-        train_indices, held_indices = split_validation(len(data), _HELD_OUT)
-        held = q.HeldOut([data[i] for i in held_indices], source)
+        train_indices, held_indices = split_validation(len(data), held_out)
+        if held_indices:
+            held = q.HeldOut([data[i] for i in held_indices], source)
+        elif spm or sensitivity or max_drop is not None:
+            raise q.QuantisationError(f"--held-out {held_out:g} of {len(data)} images of {dataset} is none to measure "
+                                      "on: give a larger share")
         paths = [data.image_path(i) for i in q.evenly(train_indices, images)]
     paths = q.image_files(calibrate, images) if calibrate else paths
     calibrated = q.Calibrated(source.network, q.load_images(paths, source), method=method, percentile=percentile)
@@ -154,6 +181,8 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
             c.name: None for c in calibrated.counts if c.name not in names}
         # What the search leaves alone is left alone in its blocks' measurement, too.
         blocks = [replace(b, layers=tuple(n for n in b.layers if n not in fixed) or b.layers) for b in blocks]
+        ceilings = {"max_weight_bits": max_weight_bits, "max_activation_bits": max_activation_bits}
+        check_ceilings(calibrated.counts, blocks, wanted, fixed, **ceilings)
     if spm or sensitivity:
         with _progress("sensitivity", len(blocks) * len(wanted) * 2) as step:
             found = q.measure_sensitivity(calibrated, blocks, held, wanted, step)
@@ -161,8 +190,7 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
         q.plot_sensitivity(found, out / "sensitivity.png")
         _show_sensitivity(found, out)
     if spm:
-        assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed,
-                                         max_weight_bits=max_weight_bits, max_activation_bits=max_activation_bits)
+        assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed, **ceilings)
         _show_assignments(assignments)
         q.write_csv(out / "assignments.csv", [
             {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
@@ -181,7 +209,8 @@ def _quantise(source, out, calibrate, dataset, root, images, method, percentile,
             click.echo(f"kept {keep}: {k.layer} (loss +{k.loss_rise:.4f} alone); IoU now {k.iou:.4f}")
     if held:
         scores = {"float": held.measure(calibrated.folded), "quantised": held.measure(calibrated.quantise(table))}
-        facts["held_out"] = {"dataset": dataset, "images": held.images} | {k: asdict(v) for k, v in scores.items()}
+        facts["held_out"] = {"dataset": dataset, "share": held_out, "images": held.images} | {
+            k: asdict(v) for k, v in scores.items()}
     q.write_result(out, source, calibrated, table, facts)
     _show_result(calibrated, table, facts, out)
 
@@ -201,27 +230,19 @@ def _named(rules, name: str) -> bool:
     return any(matches(pattern, name) for pattern, _ in rules)
 
 
-def _train(settings, network, model, root, out, resume, device, precision, compile_network, minutes) -> None:
+def _train(planned, factory, root, out, device, precision, compile_network, minutes, began) -> None:
     from irstd_edge.checkpoints import build_network, restore
-    from irstd_edge.plots import require_matplotlib
-    from irstd_edge.training.curves import plot_curves
-    from irstd_edge.training.loop import train
+    from irstd_edge.training.loop import Run, holds_run
     from irstd_edge.training.quantisation import WEIGHTS
 
-    require_matplotlib()
-    quantised = restore(build_network(model or network), out / WEIGHTS)
-    curves = out / "curves.csv", out / "curves.png"
+    cache: dict = {}
 
-    def on_epoch(epoch) -> None:
-        accuracy = "" if epoch.accuracy is None else f" IoU {epoch.accuracy.iou:.4f} Pd {epoch.accuracy.pd:.4f}"
-        print(f"epoch {epoch.epoch}/{settings.epochs} loss {epoch.loss:.4f}{accuracy}", file=sys.stderr, flush=True)
-        if epoch.accuracy is not None:
-            plot_curves(*curves)
+    def make(recipe, folder, own_device) -> Run:
+        return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
+                   resume=holds_run(folder), network=restore(build_network(factory), out / WEIGHTS),
+                   record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)}, cache=cache)
 
-    train(settings, root, out, device=device, precision=precision, compile_network=compile_network, resume=resume,
-          network=quantised, record={"quantised_from": WEIGHTS}, on_epoch=on_epoch, minutes=minutes)
-    plot_curves(*curves)
-    click.echo(str(next((p for p in (out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), out)))
+    train_runs(planned, make, device, minutes, began)
 
 
 def _console():

@@ -14,6 +14,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import load_network
+from irstd_edge.checkpoints import LoadedNetwork, load_network
 from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS, PROTOCOLS, Dataset
 from irstd_edge.files import replacing, write_text
@@ -40,6 +41,8 @@ SCHEMA_VERSION = 2
 #: Weights of the zoo are no larger, bytes.
 LARGEST = 12_000_000
 WHICH = ("best", "last", "quantised")
+#: Of a trained network the card tells the figures of both, published or not.
+_OTHER = {"best": "last", "last": "best"}
 #: What the quantiser leaves beside its weights.
 _QUANTISATION = "quantisation.json"
 _FIGURES = ("iou", "niou", "pd", "fa")
@@ -52,13 +55,15 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
                   half: bool = False, device: str = "cpu") -> dict:
     """The facts of runs of :func:`irstd_edge.training.loop.train`, their weights measured on the test splits.
 
+    Nothing is written but ``weights``, once all facts are known.
+
     Args:
         runs: the folders of the runs, of one recipe but for the seed.
         name: the network of the registry that the weights are for.
         root: the folder that holds the data sets.
         weights: where to write the weights of the published run, as they are measured.
-        which: ``best`` (highest IoU on the held-out images), ``last``, or ``quantised``, of a quantised network that
-            was not trained on.
+        which: ``best`` (highest IoU on the held-out images), ``last``, or ``quantised``: as it was calibrated, before
+            any training in low bits.
         datasets: test splits to measure on, ``NAME`` or ``NAME:SPLIT``; default those of the training sets.
         protocols: see :func:`irstd_edge.data.to_protocol`.
         note: what the runs themselves do not record, such as where their initial weights came from.
@@ -69,7 +74,7 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
     :class:`~irstd_edge.data.DataError`.
     """
     model = get_model(name)
-    records = [_read_record(run, name) for run in runs]
+    records = [_read_record(run, name, which) for run in runs]
     _check_alike(runs, records)
     if not datasets:
         datasets = tuple(parse_datasets(records[0]["dataset"])) if records[0].get("dataset") else ()
@@ -79,42 +84,48 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             raise TrainingError(f"{runs[0]}: does not say what to measure on: give --dataset {example}")
     held_out = [_chosen(run, record, which).get("iou") or "-1" for run, record in zip(runs, records, strict=True)]
     published = max(range(len(runs)), key=lambda i: float(held_out[i]))
-    measured = []
     with TemporaryDirectory() as scratch:
-        for i, run in enumerate(runs):
-            file = Path(scratch) / f"{i}.safetensors"
-            _copy_weights(run / f"{which}.safetensors", file, half)
+
+        def measure(i: int, which: str) -> tuple[Path, LoadedNetwork, dict]:
+            file = Path(scratch) / f"{which}{i}.safetensors"
+            _copy_weights(runs[i] / f"{which}.safetensors", file, half)
             constants = records[i]["normalisation"]
             loaded = load_network(name, checkpoint=file, mean=constants["mean"], std=constants["std"])
             network = loaded.network.to(device)
-            measured.append({
+            return file, loaded, {
                 key: {"split": split, "protocol": protocol, **evaluate_network(
                     network, Dataset(root, dataset, split), loaded.preprocessing, device, protocol).as_dict(),
                     "command": _command(name, dataset, split, protocol)}
-                for key, dataset, split, protocol in _splits(datasets, protocols)})
-            if i == published:
-                facts = {
-                    "weights": {"file": f"{name}.safetensors", "which": which, "sha256": sha256(file),
-                                "bytes": file.stat().st_size, "half": half},
-                    "complexity": measure_complexity(network.cpu()).as_dict(),
-                    "precision": describe_precision(network),
-                    "normalisation": {"mean": loaded.preprocessing.mean, "std": loaded.preprocessing.std},
-                    "threshold": loaded.threshold,
-                }
-                if weights is not None:
-                    with replacing(weights) as temporary:
-                        shutil.copyfile(file, temporary)
-                        temporary.chmod(0o644)
-    return {
-        "schema_version": SCHEMA_VERSION, "name": name, "summary": model.summary, "source": model.source, **facts,
-        "training": _describe_training(runs[published], records[published], root, which, note),
-        "quantisation": _describe_quantisation(runs[published]),
-        "metrics": measured[published],
-        "runs": [] if len(runs) == 1 else [
-            {"seed": record["seed"], "published": i == published,
-             "metrics": {key: {k: m[k] for k in _FIGURES} for key, m in found.items()}}
-            for i, (record, found) in enumerate(zip(records, measured, strict=True))],
-    }
+                for key, dataset, split, protocol in _splits(datasets, protocols)}
+
+        measured = [measure(i, which) for i in range(len(runs))]
+        run, record = runs[published], records[published]
+        file, loaded, metrics = measured[published]
+        network = loaded.network.cpu()
+        second, other = _OTHER.get(which), None
+        if second and (run / f"{second}.safetensors").is_file():
+            other = {"which": second, "epoch": int(_chosen(run, record, second)["epoch"]),
+                     "metrics": _figures(measure(published, second)[2])}
+        card = {
+            "schema_version": SCHEMA_VERSION, "name": name, "summary": model.summary, "source": model.source,
+            "weights": {"file": f"{name}.safetensors", "which": which, "sha256": sha256(file),
+                        "bytes": file.stat().st_size, "half": half},
+            "complexity": measure_complexity(network).as_dict(),
+            "precision": describe_precision(network),
+            "normalisation": {"mean": loaded.preprocessing.mean, "std": loaded.preprocessing.std},
+            "threshold": loaded.threshold,
+            "training": _describe_training(run, record, root, which, note),
+            "quantisation": _describe_quantisation(run, record),
+            "metrics": metrics,
+            "other_weights": other,
+            "runs": [] if len(runs) == 1 else [
+                {"seed": records[i]["seed"], "published": i == published, "metrics": _figures(found)}
+                for i, (_, _, found) in enumerate(measured)],
+        }
+        if weights is not None:
+            with replacing(weights) as temporary:
+                shutil.copyfile(file, temporary)
+    return card
 
 
 def describe_precision(network: nn.Module) -> dict:
@@ -129,14 +140,21 @@ def describe_precision(network: nn.Module) -> dict:
         layer["weights"] * layer["weight_bits"] for layer in layers) / count}
 
 
-def _read_record(run: Path, name: str) -> dict:
-    """What ``recipe.json`` says, or of a network that was quantised alone ``quantisation.json``."""
-    path = run / "recipe.json"
-    path = path if path.is_file() or not (run / _QUANTISATION).is_file() else run / _QUANTISATION
+def _read_record(run: Path, name: str, which: str) -> dict:
+    """What ``recipe.json`` says, or of a network as it was quantised ``quantisation.json``."""
     try:
-        record = json.loads(path.read_text())
+        if which == "quantised":
+            record = json.loads((run / _QUANTISATION).read_text())
+            # Where bits were judged on a data set, that is the one to measure on.
+            record["dataset"] = record.get("held_out", {}).get("dataset")
+        else:
+            record = json.loads((run / "recipe.json").read_text())
     except (OSError, ValueError) as e:
-        raise TrainingError(f"{run}: no folder of a training run ({e})") from e
+        hint = ""
+        if which != "quantised" and (run / _QUANTISATION).is_file():
+            hint = "; give --which quantised for a network that was quantised without training"
+        raise TrainingError(f"{run}: no folder of a training run ({e}){hint}") from e
+    record["initial"] = record.get("initial") or None
     # A quantised network has a name of its own, beside that of the float network that it is made from.
     trained = record["network"]
     if trained != name and not (trained in MODELS and MODELS[trained].factory is get_model(name).factory):
@@ -146,7 +164,7 @@ def _read_record(run: Path, name: str) -> dict:
 
 def _check_alike(runs: Sequence[Path], records: Sequence[dict]) -> None:
     for run, record in zip(runs[1:], records[1:], strict=True):
-        for key in {*records[0], *record} - {*_FACTS, "seed"}:
+        for key in {*records[0], *record} - {*_FACTS, "seed"} | {"initial"}:
             if record.get(key) != records[0].get(key):
                 raise TrainingError(f"{run}: its {key} is {record.get(key)!r}, that of {runs[0]} "
                                     f"{records[0].get(key)!r}; runs of one card differ by their seeds alone")
@@ -169,6 +187,10 @@ def _copy_weights(source: Path, target: Path, half: bool) -> None:
     if target.stat().st_size > LARGEST:
         raise TrainingError(f"{source}: {target.stat().st_size:,} bytes, the zoo takes {LARGEST:,}"
                             + ("" if half else ": publish them as float16 by --half"))
+
+
+def _figures(metrics: dict) -> dict:
+    return {key: {k: m[k] for k in _FIGURES} for key, m in metrics.items()}
 
 
 def _splits(datasets: Sequence[str], protocols: Sequence[str]):
@@ -207,6 +229,7 @@ def _describe_training(run: Path, record: dict, root: Path, which: str, note: st
         "held_out": held_out,
         "recipe": {k: v for k, v in record.items() if k not in _FACTS},
         "teacher": record.get("teacher"),
+        "initial": record["initial"],
         "note": note,
         "epochs_done": int(curve[-1]["epoch"]),
         "epoch_of_weights": int(chosen["epoch"]),
@@ -218,9 +241,9 @@ def _describe_training(run: Path, record: dict, root: Path, which: str, note: st
     }
 
 
-def _describe_quantisation(run: Path) -> dict | None:
-    """How a quantised network was made, as its folder says; None of any other."""
-    path = run / _QUANTISATION
+def _describe_quantisation(run: Path, record: dict) -> dict | None:
+    """How a quantised network was made, as the folder of the weights that it began from says; None of any other."""
+    path = (run / record.get("quantised_from", _QUANTISATION)).with_name(_QUANTISATION)
     if not path.is_file():
         return None
     record = json.loads(path.read_text())
@@ -267,7 +290,7 @@ Finding small targets in single grey infrared images: a probability per pixel, t
 {rows}
 
 Threshold {card['threshold']:g}. The definitions, and why Fa has two columns: docs/metrics.md.
-{_render_seeds(runs)}{_render_training(card)}
+{_render_other(card)}{_render_seeds(runs)}{_render_training(card)}
 ## Limits
 - Measured on {', '.join(names)} alone{'; not on ' + ' or '.join(others) if others else ''}.{spread}
 - Images of another sensor, band or scale may need training anew. It looks at single images, knows no classes, and no
@@ -300,12 +323,34 @@ def _render_training(card: dict) -> str:
 train on, {t['held_out']} held out to validate on
 - sources: {', '.join(t['sources'].values()) or 'not public'}
 - weights: running average, {which}; held-out images: {held_out or 'none'}
-- recipe: {recipe}{taught}
+- recipe: {recipe}{_render_initial(t.get("initial"))}{taught}
 - epochs done: {t['epochs_done']} of {t['recipe']['epochs']} in {t['seconds'] / 60:.0f} minutes; training loss at \
 the end {t['final_loss']:.4f}{note}
 - date: {t['date'][:10]}; machine: {t['machine']}
 {digest}
 """
+
+
+def _render_initial(initial: dict | bool | None) -> str:
+    """Which weights a training began from; runs of older code recorded only that there were some."""
+    if not initial:
+        return ""
+    if not isinstance(initial, dict):
+        return "\n- began from other weights than random ones; which is not recorded"
+    layout = f", read by --from-layout {initial['from_layout']}" if initial["from_layout"] else ""
+    return f"\n- began from the weights {initial['file']}, SHA-256 `{initial['sha256']}`{layout}"
+
+
+def _render_other(card: dict) -> str:
+    """The figures of the weights that were not published, of the best and the last epoch; older cards have none."""
+    other = card.get("other_weights")
+    if not other:
+        return ""
+    title = {"best": "highest IoU on the held-out images", "last": "last epoch"}[other["which"]]
+    rows = "".join(f"| {key} | " + " | ".join(_format(k, m[k]) for k in _FIGURES) + " |\n"
+                   for key, m in other["metrics"].items())
+    return (f"\n### Not published: {title} ({other['epoch']})\n| data | IoU | nIoU | Pd | Fa |\n|---|---|---|---|---|\n"
+            f"{rows}")
 
 
 def _render_precision(card: dict) -> str:
@@ -341,11 +386,17 @@ def _render_seeds(runs: list[dict]) -> str:
     return "\n".join([*lines, "", "Published is the run of the highest IoU on the held-out training images.", ""])
 
 
-def publish(card: dict, folder: Path = ZOO) -> list[Path]:
-    """Write facts and card into the zoo, beside the weights; returns the paths."""
-    paths = [folder / f"{card['name']}{suffix}" for suffix in (".json", ".md")]
-    for path, text in zip(paths, (json.dumps(card, indent=2) + "\n", render(card)), strict=True):
-        write_text(path, text)
+def publish(card: dict, weights: Path, folder: Path = ZOO) -> list[Path]:
+    """Write weights, facts and card into the zoo; returns the paths.
+
+    All three are whole before the first takes its name, so that a failure leaves the old ones, which fit each other.
+    Raises :class:`~irstd_edge.data.DataError`.
+    """
+    paths = [folder / f"{card['name']}{suffix}" for suffix in (".safetensors", ".json", ".md")]
+    contents = (weights.read_bytes(), (json.dumps(card, indent=2) + "\n").encode(), render(card).encode())
+    with ExitStack() as stack:
+        for path, content in zip(paths, contents, strict=True):
+            stack.enter_context(replacing(path)).write_bytes(content)
     return paths
 
 
@@ -379,24 +430,25 @@ def _date(path: Path) -> str:
 @click.option("--half", is_flag=True, help="Publish weights as float16, measured so.")
 @click.option("--device", default="cpu", show_default=True, help="To measure on.")
 @click.option("--note", default="", help="What the run does not record, such as where its initial weights came from.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False, exists=True), default=ZOO,
-              help="Folder to write to; default the package's zoo.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ZOO,
+              help="Folder to write to, made where it is not there; default the package's zoo.")
 @click.option("--render", "render_name", metavar="NAME", help="Only write the card of NAME again from its JSON file.")
 def main(runs, name, root, which, datasets, protocols, half, device, note, out, render_name) -> None:
-    if render_name:
-        card = json.loads((out / f"{render_name}.json").read_text())
-        write_text(out / f"{render_name}.md", render(card))
-        return
-    if not (runs and name and root):
-        raise click.UsageError("RUN_DIR..., --name and --root are needed")
-    weights = out / f"{name}.safetensors"
     try:
-        card = describe_runs(runs, name, root, weights=weights, which=which, datasets=datasets, protocols=protocols,
-                             note=note, half=half, device=device)
-    except ValueError as e:
+        if render_name:
+            card = json.loads((out / f"{render_name}.json").read_text())
+            write_text(out / f"{render_name}.md", render(card))
+            return
+        if not (runs and name and root):
+            raise click.UsageError("RUN_DIR..., --name and --root are needed")
+        with TemporaryDirectory() as scratch:
+            weights = Path(scratch) / "weights"
+            card = describe_runs(runs, name, root, weights=weights, which=which, datasets=datasets,
+                                 protocols=protocols, note=note, half=half, device=device)
+            for path in publish(card, weights, out):
+                click.echo(path)
+    except (ValueError, OSError) as e:
         raise click.ClickException(str(e)) from e
-    for path in (weights, *publish(card, out)):
-        click.echo(path)
 
 
 if __name__ == "__main__":

@@ -325,6 +325,10 @@ class Two(nn.Module):
     def forward(self, x):
         return x.repeat(1, 2, 1, 1)
 
+class Logits(nn.Module):
+    def forward(self, x):
+        return x
+
 class Nothing(nn.Module):
     def forward(self, x):
         return [None]
@@ -352,6 +356,7 @@ def large():
     ("smaller", "returns [1, 1, 62, 94]"),
     ("Two", "returns [1, 2, 64, 96]"),
     ("Nothing", "returns NoneType"),
+    ("Logits", "no probabilities; end forward() with torch.sigmoid"),
     ("large", "kernel_h must be at most 31, got 33"),
 ])
 def test_evaluate_a_network_that_cannot_run(tmp_path, monkeypatch, capsys, factory, message):

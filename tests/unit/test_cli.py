@@ -152,3 +152,28 @@ def test_distill(synthetic, tmp_path, capsys):
     assert record["network"] == "biisnet-float" and record["distill"] == {
         "teacher": "biisnet", "features": ["encoder1=encoder1"], "method": "semantic", "checkpoint": "", "weight": 0.5,
         "attention": 1.0}
+
+
+def test_of_several_runs_all_are_drawn_and_named_though_one_fails(synthetic, tmp_path, capsys):
+    (tmp_path / "good.toml").write_text(RECIPE)
+    (tmp_path / "bad.toml").write_text(RECIPE + "learning_rate = 1e30\n")
+    recipes = [str(tmp_path / f"{name}.toml") for name in ("bad", "good")]
+    out = tmp_path / "runs"
+    assert cli.main(["train", *recipes, "--network", "biisnet-float", "--root", str(synthetic), "--out", str(out),
+                     "--epochs", "2"]) == errors.USAGE
+    shown = capsys.readouterr()
+    last = shown.err.splitlines()[-1]
+    assert last.startswith(f"irstd-edge: 1 of 2 runs failed: {out / 'bad'}: the network returns NaN or infinity")
+    assert last.endswith("if it diverged in epoch 1, lower learning_rate in the recipe")
+    assert str(out / "good" / "best.safetensors") in shown.out and "go on by --resume" in shown.out
+    assert (out / "good" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_stops_no_training(synthetic, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("irstd_edge.training.cli._CURVES_SECONDS", -1)
+    (tmp_path / "a.toml").write_text(RECIPE)
+    (tmp_path / "run" / "curves.png").mkdir(parents=True)
+    assert cli.main(["train", str(tmp_path / "a.toml"), "--root", str(synthetic), "--out", str(tmp_path / "run"),
+                     "--epochs", "2"]) == errors.USAGE
+    shown = capsys.readouterr()
+    assert "curves.png: cannot be drawn" in shown.err and str(tmp_path / "run" / "best.safetensors") in shown.out

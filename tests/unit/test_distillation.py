@@ -13,6 +13,7 @@ from torch import nn
 from irstd_edge.bundle import Preprocessing
 from irstd_edge.checkpoints import LoadedNetwork, load_network
 from irstd_edge.data import Normalisation
+from irstd_edge.errors import UnsupportedError
 from irstd_edge.training.distillation import (
     BALANCE_EVERY,
     Distillation,
@@ -252,7 +253,7 @@ def test_wrong_teachers_are_named(synthetic, tmp_path, checkpoint):
         def forward(self, x):
             return self.a(x)
 
-    with pytest.raises(DistillationError, match=r"the teacher does not run on crops \[2, 1, 16, 16\]"):
+    with pytest.raises(UnsupportedError, match=r"the teacher does not run on an input \[2, 1, 16, 16\]"):
         Distillation(Distill("x:t", ("a=encoder",)), loaded(Colour()), Small(), SAME, "soft_iou", 16)
 
 

@@ -184,7 +184,7 @@ def test_a_training_starts_from_a_public_checkpoint(tmp_path):
     write(tmp_path / "a.pth.tar", random_tensors(keys), **file)
     initial = checkpoints.initial_weights(network, tmp_path / "a.pth.tar", True, layout)
     started = checkpoints.build_network(network)
-    load_weights(started, initial)
+    initial.load_into(started)
     evaluated = load_network(network, checkpoint=tmp_path / "a.pth.tar", allow_pickle=True, from_layout=layout)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(started.eval()(x), evaluated.network(x))

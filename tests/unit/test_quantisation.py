@@ -14,7 +14,8 @@ from torch import nn
 from irstd_edge import cli, errors
 from irstd_edge.bundle import Preprocessing, sha256
 from irstd_edge.checkpoints import LoadedNetwork, load_network, save_weights
-from irstd_edge.data import DataError, Dataset
+from irstd_edge.data import DataError, Dataset, Sample
+from irstd_edge.errors import UnsupportedError
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.bits import find_blocks
 from irstd_edge.training.loop import evaluate_network, read_curve, train
@@ -214,6 +215,40 @@ def test_what_cannot_be_calibrated():
         Calibrated(quantised, [image])
 
 
+class Returning(SmallUNet):
+    """Returns what it is told to make of its logits."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(self.logits(x))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda y: y, r"returns values in \[.*\], no probabilities; end forward\(\) with torch\.sigmoid"),
+    (lambda y: torch.sigmoid(y)[..., ::2, ::2], r"returns \[1, 1, 16, 16\] for an input \[1, 1, 32, 32\]"),
+    (lambda y: [torch.sigmoid(y).repeat(1, 2, 1, 1)], r"returns \[1, 2, 32, 32\] for an input"),
+    (lambda y: [None], "returns NoneType for an input"),
+])
+def test_what_is_no_probability_is_neither_calibrated_nor_measured(make, message):
+    image = CalibrationImage("x", "", torch.ones(1, 1, 32, 32))
+    with pytest.raises(UnsupportedError, match=message):
+        Calibrated(Returning(make), [image], size=(32, 32))
+    sample = Sample("a", np.ones((32, 32), np.float32), np.zeros((32, 32), np.uint8))
+    with pytest.raises(UnsupportedError, match=message):
+        HeldOut([sample], source_of(small_unet())).measure(Returning(make))
+
+
+def test_a_network_that_returns_a_list_is_quantised_by_its_first_tensor(calibrated):
+    c, held, loaded = calibrated
+    several = Returning(lambda y: [torch.sigmoid(y), y])
+    several.load_state_dict(loaded.network.state_dict())
+    found = Calibrated(several, c.images, size=c.size)
+    assert held.measure(found.quantise(uniform(c, (8, 8)))) == held.measure(c.quantise(uniform(c, (8, 8))))
+
+
 def test_images_are_taken_evenly(tmp_path, synthetic):
     assert evenly("abcdefgh", 4) == list("aceg") and evenly("ab", 5) == ["a", "b"]
     folder = synthetic / "Synthetic" / "images"
@@ -315,6 +350,70 @@ def test_the_command_searches_trains_and_resumes(trained, tmp_path, capsys):
     assert run_cli(*data, *training) == errors.USAGE
     assert "--resume" in capsys.readouterr().err
     assert run_cli("--dataset", "Synthetic", "--root", root, "--out", out, *training, "--resume") == 0
+
+
+def train_cli(*arguments):
+    """Without NETWORK: the folder of results tells it."""
+    return cli.main(["quantize", *map(str, arguments)])
+
+
+def test_training_goes_on_from_what_lies_quantised_by_several_seeds(trained, tmp_path, capsys, monkeypatch):
+    root, run = trained
+    out = tmp_path / "out"
+    (tmp_path / "r.toml").write_text('network = "small"\ndataset = "Synthetic"\nepochs = 2\nbatch = 4\ncrop = 32\n'
+                                     'validate_every = 1\nlearning_rate = 1e-3\n')
+    training = ("--root", root, "--out", out, "--train", tmp_path / "r.toml", "--resume", "--seed", 1, "--seed", 2)
+    for call in (train_cli, run_cli):
+        assert call(*training) == errors.USAGE
+        assert "holds no quantised network to go on with: leave out --resume" in capsys.readouterr().err
+    begin = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out", out)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_cli(*begin) == errors.USAGE
+    assert "torchrun shares the training alone: quantise in one process" in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    assert run_cli(*begin) == 0
+    assert train_cli(*training, "--minutes", 0) == 0
+    assert "epoch 1 of 2: go on by --resume" in capsys.readouterr().out
+    assert train_cli(*training) == 0
+    folders = [out / f"r-seed{seed}" for seed in (1, 2)]
+    records = [json.loads((folder / "recipe.json").read_text()) for folder in folders]
+    assert [(r["seed"], r["network"], r["quantised_from"]) for r in records] == [
+        (seed, "small_networks:small_unet", "../quantised.safetensors") for seed in (1, 2)]
+    assert all(len(read_curve(f / "curves.csv")) == 2 and (f / "curves.png").is_file() for f in folders)
+    first, second = ((f / "last.safetensors").read_bytes() for f in folders)
+    assert first != second
+    assert run_cli(*begin) == errors.USAGE
+    assert "holds a run already: go on with it by --resume" in capsys.readouterr().err
+    # A run alone, from the same calibration, is the same.
+    assert run_cli(*begin[:-1], tmp_path / "one", "--train", tmp_path / "r.toml", "--seed", 1) == 0
+    assert (tmp_path / "one" / "last.safetensors").read_bytes() == first
+
+
+def test_a_ceiling_out_of_reach_is_told_before_anything_is_measured(trained, tmp_path, capsys, monkeypatch):
+    root, run = trained
+    monkeypatch.setattr("irstd_edge.training.quantisation.measure_sensitivity", lambda *args: pytest.fail("measured"))
+    call = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out",
+            tmp_path / "out", "--spm", "--candidates", "2,4")
+    # 72 + 8 weights of 8 bits at the edges, 1152 + 1728 of 2.
+    least = (80 * 8 + 2880 * 2) / 2960
+    assert run_cli(*call, "--max-weight-bits", 2, "--max-activation-bits", 8) == errors.USAGE
+    assert f"2 bits everywhere make {least:.2f} with the 2 layers of fixed bits: raise --max-weight-bits, or give " \
+        "those fewer bits by --edges or --layer" in capsys.readouterr().err
+    assert run_cli(*call, "--max-weight-bits", 4, "--max-activation-bits", 2) == errors.USAGE
+    assert "raise --max-activation-bits" in capsys.readouterr().err
+
+
+def test_the_share_that_is_held_out(trained, tmp_path, capsys):
+    root, run = trained
+    call = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out",
+            tmp_path / "out")
+    assert run_cli(*call, "--held-out", 0.5) == 0
+    manifest = json.loads((tmp_path / "out" / "quantisation.json").read_text())
+    assert (manifest["held_out"]["images"], manifest["held_out"]["share"]) == (5, 0.5)
+    assert [i["file"] for i in manifest["images"]] == ["0.png", "2.png", "4.png", "6.png", "8.png"]
+    assert run_cli(*call, "--held-out", 0.05, "--max-drop", 0.1) == errors.USAGE
+    assert "--held-out 0.05 of 10 images of Synthetic is none to measure on" in capsys.readouterr().err
 
 
 def test_the_floor_of_the_command(trained, tmp_path, capsys):

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from irstd_edge import plots
+from irstd_edge.bundle import sha256
+from irstd_edge.checkpoints import CheckpointError, initial_weights
 from irstd_edge.data import Normalisation, Sample
-from irstd_edge.errors import MissingError
+from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.training import curves
 from irstd_edge.training.loop import (
@@ -79,6 +82,10 @@ def test_evaluation_takes_the_protocol():
     for protocol in ("basicirstd", "resize256"):
         assert evaluate_network(Probe(), [sample], Normalisation(0, 1), protocol=protocol).images == 1
     assert sizes == [(64, 64), (256, 256)]
+    network = Probe()
+    network.size_multiple = 48  # padded to multiples of 96
+    evaluate_network(network, [sample], Normalisation(0, 1))
+    assert sizes[2:] == [(96, 96)]
 
 
 def test_training_lowers_the_loss_and_leaves_its_files(synthetic, tmp_path):
@@ -99,8 +106,13 @@ def test_training_lowers_the_loss_and_leaves_its_files(synthetic, tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(TrainingError, match="--resume"):
         train(TINY, synthetic, out)
-    with pytest.raises(TrainingError, match="another recipe"):
-        train(replace(TINY, seed=1), synthetic, out, resume=True)
+    for changes, message in (
+        ({"seed": 1}, "another recipe, seed is 42 there, 1 here: give --seed 42, or another --out"),
+        ({"seed": 1, "epochs": 9}, "epochs is 6 there, 9 here; seed is 42 there, 1 here: give --epochs 6 --seed 42"),
+        ({"crop": 64}, "crop is 32 there, 64 here: use that recipe, or another --out"),
+    ):
+        with pytest.raises(TrainingError, match=re.escape(message)):
+            train(replace(TINY, **changes), synthetic, out, resume=True)
     with pytest.raises(TrainingError, match="holds no run to go on with: leave out --resume"):
         train(TINY, synthetic, tmp_path / "absent", resume=True)
     assert not (tmp_path / "absent").exists()
@@ -160,8 +172,12 @@ def test_several_sets_are_joined_and_nothing_need_be_held_out(synthetic, tmp_pat
 
 def test_wrong_starts_leave_nothing_behind(synthetic, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match="missing"):
-        train(TINY, synthetic, out, initial={"stem.weight": torch.zeros(16, 1, 3, 3)})
+    save_file({"stem.weight": torch.zeros(16, 1, 3, 3)}, tmp_path / "few.safetensors")
+    with pytest.raises(CheckpointError, match=r"few\.safetensors: the checkpoint does not fit BiisNet: .* missing"):
+        train(TINY, synthetic, out, initial=initial_weights("biisnet", tmp_path / "few.safetensors"))
+    resunet = replace(TINY, network="resunet")
+    with pytest.raises(CheckpointError, match=r"few\.safetensors: .*; a public one needs --from-layout dnanet"):
+        train(resunet, synthetic, out, initial=initial_weights("resunet", tmp_path / "few.safetensors"))
     with pytest.raises(ValueError, match="no such file"):
         train(replace(TINY, dataset="Absent"), synthetic, out)
     assert not out.exists()
@@ -214,6 +230,132 @@ def test_runs_side_by_side_equal_runs_alone_bit_for_bit(synthetic, tmp_path, mon
         assert alone.keys() == beside.keys() and all(torch.equal(alone[k], beside[k]) for k in alone)
     first, second = (load_file(run.out / "last.safetensors") for run in together)
     assert not torch.equal(first["body.weight"], second["body.weight"])
+
+
+class Wrong(nn.Module):
+    """A network that is not one for training here, in the way that its class says."""
+
+    def __init__(self, channels=1, out=1):
+        super().__init__()
+        self.body = nn.Conv2d(channels, out, 3, padding=1)
+        nn.init.constant_(self.body.bias, -3.0)
+
+    def forward(self, x):
+        return torch.sigmoid(self.body(x))
+
+
+class Logits(Wrong):
+    def forward(self, x):
+        return self.body(x)
+
+
+class DeepLogits(Wrong):
+    """Only what it returns besides in training mode is no probability."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return [y, self.body(x)] if self.training else y
+
+
+class Half(Wrong):
+    def forward(self, x):
+        return nn.functional.max_pool2d(super().forward(x), 2)
+
+
+class Multiple(Wrong):
+    def forward(self, x):
+        return nn.functional.interpolate(nn.functional.max_pool2d(super().forward(x), 32), scale_factor=32) + 0 * x
+
+
+class Large(Wrong):
+    """Runs on crops and not on the held-out images, padded to 64 x 64."""
+
+    def forward(self, x):
+        return super().forward(x).reshape(x.shape[0], 1, 32, 32)
+
+
+@pytest.mark.parametrize("network, changes, message", [
+    (Wrong(channels=3), {}, r"does not run on an input \[2, 1, 32, 32\]: Given groups=1.*one grey channel: wrap it"),
+    (Wrong(out=2), {}, r"returns \[2, 2, 32, 32\] for an input \[2, 1, 32, 32\]; return one probability map"),
+    (Logits(), {}, r"returns values in \[.*\], no probabilities; end forward\(\) with torch\.sigmoid"),
+    (DeepLogits(), {}, r"returns values in \[.*\], no probabilities; end forward\(\) with torch\.sigmoid"),
+    (Logits(), {"validation": 0.0}, "no probabilities"),
+    (Half(), {}, r"returns \[2, 1, 16, 16\] for an input \[2, 1, 32, 32\]"),
+    (Multiple(), {"crop": 40}, "choose another crop in the recipe than 40, such as a multiple of 32"),
+    (Large(), {}, r"does not run on an input \[1, 1, 64, 64\]: shape .*use images of another size"),
+    (Wrong(), {}, None),
+    (Multiple(), {}, None),
+], ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "")
+def test_networks_that_cannot_be_trained_are_told_at_the_start(synthetic, tmp_path, network, changes, message):
+    out = tmp_path / "run"
+    recipe = replace(TINY, epochs=1, **changes)
+    if message is None:
+        assert Run(recipe, synthetic, out, network=network).epoch == 0
+        return
+    with pytest.raises(UnsupportedError, match=message) as e:
+        Run(recipe, synthetic, out, network=network)
+    assert len(str(e.value).splitlines()) == 1 and not out.exists()
+
+
+def test_the_look_at_the_start_changes_nothing(synthetic, tmp_path):
+    torch.manual_seed(0)
+    network, generator = Deep(), torch.get_rng_state()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    run = Run(TINY, synthetic, tmp_path / "run", network=network)
+    assert torch.equal(torch.get_rng_state(), generator)
+    for found in (network, run.average.module):
+        assert all(torch.equal(v, before[k]) for k, v in found.state_dict().items())
+
+
+def test_initial_weights_and_precision_are_recorded(synthetic, tmp_path):
+    first = train(replace(TINY, epochs=1), synthetic, tmp_path / "first")
+    assert json.loads((first / "recipe.json").read_text())["initial"] is None
+    initial = initial_weights("biisnet", first / "last.safetensors")
+    run = Run(TINY, synthetic, tmp_path / "second", initial=initial)
+    assert torch.equal(run.network.state_dict()["stem.weight"], load_file(first / "last.safetensors")["stem.weight"])
+    assert json.loads((tmp_path / "second" / "recipe.json").read_text())["initial"] == {
+        "file": "last.safetensors", "sha256": sha256(first / "last.safetensors"), "from_layout": None}
+
+
+def test_a_run_goes_on_in_its_precision(synthetic, tmp_path):
+    recipe = replace(TINY, epochs=2, network="test_training:Deep")
+    train(recipe, synthetic, tmp_path, network=Deep(), precision="bf16", minutes=0)
+    assert Run(recipe, synthetic, tmp_path, network=Deep(), resume=True).precision == "bf16"
+    with pytest.raises(TrainingError, match="was begun in bf16: go on with --precision bf16, or name another --out"):
+        Run(recipe, synthetic, tmp_path, network=Deep(), resume=True, precision="fp32")
+    assert json.loads((tmp_path / "recipe.json").read_text())["precision"] == "bf16"
+
+
+class Failing(nn.Module):
+    """An objective that fails at its third call, in the way that it is told."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def forward(self, network, x, target):
+        self.calls += 1
+        if self.calls == 3 and self.error:
+            raise self.error
+        return {"loss": soft_iou(network(x)[0], target)}
+
+
+def test_whatever_stops_one_run_leaves_the_others(synthetic, tmp_path):
+    found = {"memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+             "disk": OSError(28, "No space left on device"), "fault": RuntimeError("shapes differ\nat length"),
+             "well": None}
+    runs = [Run(replace(TINY, epochs=2, seed=i), synthetic, tmp_path / name, network=Deep(), objective=Failing(error))
+            for i, (name, error) in enumerate(found.items())]
+    with pytest.raises(TrainingError) as e:
+        train_side_by_side(runs)
+    text = str(e.value)
+    assert text.startswith("3 of 4 runs failed: ") and len(text.splitlines()) == 1
+    for part in (f"{tmp_path / 'memory'}: out of memory (CUDA out of memory. Tried to allocate 2 GiB.): lower batch",
+                 f"{tmp_path / 'disk'}: OSError: [Errno 28] No space left",
+                 f"{tmp_path / 'fault'}: RuntimeError: shapes differ"):
+        assert part in text
+    assert [run.finished for run in runs] == [False, False, False, True]
+    assert len(read_curve(tmp_path / "well" / "curves.csv")) == 2 and (tmp_path / "well" / "best.safetensors").exists()
 
 
 def test_a_time_limit_leaves_a_run_to_go_on_with(synthetic, tmp_path):

@@ -1,14 +1,17 @@
+import itertools
 import json
 from dataclasses import replace
 
+import click
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from small_networks import small_unet
 from torch import nn
 
 from irstd_edge import cli
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import CheckpointError, form_of, load_network
+from irstd_edge.checkpoints import CheckpointError, form_of, initial_weights, load_network
 from irstd_edge.complexity import count_parameters
 from irstd_edge.data import DataError
 from irstd_edge.models.registry import MODELS, get_model
@@ -29,11 +32,11 @@ def run(synthetic, tmp_path):
 def test_a_run_becomes_weights_facts_and_a_card(run, synthetic, tmp_path, capsys):
     zoo = tmp_path / "zoo"
     zoo.mkdir()
-    card = describe_runs([run], "biisnet", synthetic, weights=zoo / "biisnet.safetensors", note="Begun from nothing.")
+    card = describe_runs([run], "biisnet", synthetic, weights=tmp_path / "w", note="Begun from nothing.")
     assert card["training"]["images"] == 8 and card["training"]["held_out"] == 2
     metrics = card["metrics"]["Synthetic"]
     assert metrics["protocol"] == "basicirstd" and metrics["images"] == metrics["targets"] == 10
-    weights, (facts, text) = zoo / "biisnet.safetensors", publish(card, zoo)
+    weights, facts, text = publish(card, tmp_path / "w", zoo)
     assert weights.read_bytes() == (run / "best.safetensors").read_bytes() and card["precision"] == {"kind": "binary"}
     assert {p.name for p in zoo.iterdir()} == {"biisnet.safetensors", "biisnet.json", "biisnet.md"}
     assert json.loads(facts.read_text()) == card and sha256(weights) == card["weights"]["sha256"]
@@ -74,8 +77,7 @@ def test_wrong_runs_are_refused(run, synthetic, tmp_path):
 
 def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monkeypatch):
     other = train(replace(RECIPE, seed=7), synthetic, tmp_path / "other")
-    zoo = tmp_path / "zoo"
-    zoo.mkdir()
+    zoo = tmp_path / "made" / "zoo"
     main([str(run), str(other), "--name", "biisnet", "--root", str(synthetic), "--out", str(zoo),
           "--dataset", "Synthetic", "--dataset", "Synthetic:train"], standalone_mode=False)
     card = json.loads((zoo / "biisnet.json").read_text())
@@ -153,6 +155,97 @@ def test_a_quantised_network_shows_its_bits(run, synthetic, tmp_path):
     assert "3.20 bits a weight" in words and "quantised after training" in words
 
 
+@pytest.fixture
+def quantised(synthetic, tmp_path, monkeypatch):
+    """A small network, quantised and trained so by two seeds: the folder, and the network's name."""
+    monkeypatch.setitem(MODELS, "small", replace(MODELS["biisnet"], name="small", factory=small_unet))
+    recipe = replace(RECIPE, network="small")
+    weights = train(recipe, synthetic, tmp_path / "float") / "last.safetensors"
+    (tmp_path / "r.toml").write_text('network = "small"\ndataset = "Synthetic"\nepochs = 2\nbatch = 4\ncrop = 32\n'
+                                     'validate_every = 1\n')
+    assert cli.main(["quantize", "small", "--checkpoint", str(weights), "--dataset", "Synthetic", "--root",
+                     str(synthetic), "--train", str(tmp_path / "r.toml"), "--seed", "1", "--seed", "2", "--out",
+                     str(tmp_path / "q")]) == 0
+    return tmp_path / "q", "small"
+
+
+def test_a_quantised_network_before_and_after_its_training(quantised, synthetic, tmp_path):
+    folder, name = quantised
+    zoo = tmp_path / "zoo"
+    call = ["--name", name, "--root", str(synthetic), "--out", str(zoo)]
+    main([str(folder), *call, "--which", "quantised"], standalone_mode=False)
+    card = json.loads((zoo / "small.json").read_text())
+    assert card["training"] is None and card["other_weights"] is None and list(card["metrics"]) == ["Synthetic"]
+    assert (zoo / "small.safetensors").read_bytes() == (folder / "quantised.safetensors").read_bytes()
+    assert "quantised after training" in (zoo / "small.md").read_text()
+    with pytest.raises(click.ClickException, match="give --which quantised for a network that was quantised without"):
+        main([str(folder), *call], standalone_mode=False)
+    runs = sorted(folder.glob("*/"))
+    main([*map(str, runs), *call], standalone_mode=False)
+    card = json.loads((zoo / "small.json").read_text())
+    assert [r["seed"] for r in card["runs"]] == [1, 2] and card["training"]["epochs_done"] == 2
+    manifest = json.loads((folder / "quantisation.json").read_text())
+    assert card["quantisation"]["checkpoint_sha256"] == manifest["checkpoint_sha256"]
+    assert (zoo / "small.safetensors").read_bytes() in [(r / "best.safetensors").read_bytes() for r in runs]
+    # On a run that was trained as well, in its own folder.
+    for file in runs[0].iterdir():
+        file.rename(folder / file.name)
+    card = describe_runs([folder], name, synthetic, which="quantised")
+    assert card["training"] is None and card["weights"]["sha256"] == sha256(folder / "quantised.safetensors")
+
+
+def test_a_card_that_fails_leaves_the_old_one(run, synthetic, tmp_path, monkeypatch):
+    zoo = tmp_path / "zoo"
+    call = [str(run), "--name", "biisnet", "--root", str(synthetic), "--out", str(zoo)]
+    main(call, standalone_mode=False)
+    before = {p.name: p.read_bytes() for p in zoo.iterdir()}
+    assert len(before) == 3
+    changed = load_file(run / "best.safetensors")
+    changed["stem.weight"] = changed["stem.weight"] + 1
+    save_file(changed, run / "best.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr("irstd_edge.zoo.card._render_seeds", lambda runs: {}["absent"])
+        with pytest.raises(KeyError):
+            main(call, standalone_mode=False)
+    assert {p.name: p.read_bytes() for p in zoo.iterdir()} == before
+    (zoo / "biisnet.md").unlink()
+    (zoo / "biisnet.md").mkdir()
+    with pytest.raises(click.ClickException, match="is a folder"):
+        main(call, standalone_mode=False)
+    assert {p.name: p.read_bytes() for p in zoo.iterdir() if p.is_file()} == {
+        k: v for k, v in before.items() if k != "biisnet.md"}
+
+
+def test_a_card_tells_what_its_training_began_from(run, synthetic, tmp_path):
+    began = initial_weights("biisnet", run / "last.safetensors")
+    card = describe_runs([train(RECIPE, synthetic, tmp_path / "on", initial=began)], "biisnet", synthetic)
+    assert f"- began from the weights last.safetensors, SHA-256 `{sha256(run / 'last.safetensors')}`\n" in render(card)
+    plain = describe_runs([run], "biisnet", synthetic)
+    assert "began from" not in render(plain)
+    # Older runs recorded only that there were some, older cards nothing.
+    record = json.loads((run / "recipe.json").read_text()) | {"initial": True}
+    (run / "recipe.json").write_text(json.dumps(record))
+    assert "which is not recorded" in render(describe_runs([run], "biisnet", synthetic))
+    del plain["training"]["initial"], plain["other_weights"]
+    assert "began from" not in render(plain)
+    with pytest.raises(TrainingError, match="its initial is"):
+        describe_runs([tmp_path / "on", run], "biisnet", synthetic)
+
+
+def test_best_and_last_are_both_told(run, synthetic):
+    last = describe_runs([run], "biisnet", synthetic, which="last")
+    best = describe_runs([run], "biisnet", synthetic)
+    figures = ("iou", "niou", "pd", "fa")
+    for card, other, title in ((best, last, "Not published: last epoch (2)"),
+                               (last, best, "Not published: highest IoU on the held-out images")):
+        told = card["other_weights"]
+        assert (told["which"], told["epoch"]) == (other["weights"]["which"], other["training"]["epoch_of_weights"])
+        assert told["metrics"] == {"Synthetic": {k: other["metrics"]["Synthetic"][k] for k in figures}}
+        assert title in render(card)
+    (run / "last.safetensors").unlink()
+    assert describe_runs([run], "biisnet", synthetic)["other_weights"] is None
+
+
 def test_sets_with_a_split_of_their_own_need_a_test_split(run, synthetic):
     record = json.loads((run / "recipe.json").read_text()) | {"dataset": "Synthetic:train"}
     (run / "recipe.json").write_text(json.dumps(record))
@@ -180,6 +273,18 @@ def test_the_page_of_results_is_up_to_date():
     assert results.page(text) == text, "run python -m irstd_edge.zoo.results"
     assert {row.network for row in results.ROWS} <= MODELS.keys()
     assert {row.network for row in results.ROWS} >= {name for name in MODELS if zoo_weights(name)}
+
+
+def test_the_commands_of_the_results_are_those_of_the_cards():
+    """What is shipped as quantised keeps to the ceiling, by the recipe, that the page's command names."""
+    row = next(row for row in results.ROWS if row.network == "resunet-spmix")
+    options = dict(itertools.pairwise(row.commands[0].split()))
+    card = zoo_card("resunet-spmix")
+    bits = card["quantisation"]["precision"]["weight_bits_mean"]
+    assert bits <= float(options["--max-weight-bits"]) < 32 / 13
+    recipe, shipped = Recipe.find(options["--train"]).as_dict(), card["training"]["recipe"]
+    assert recipe.pop("learning_rate") / 10 == pytest.approx(shipped["learning_rate"])
+    assert {k: shipped[k] for k in recipe} == recipe
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(c for row in results.ROWS for c in row.commands))

@@ -20,7 +20,7 @@ from torch import nn
 from torch.export import Dim
 
 from irstd_edge.bundle import output_name
-from irstd_edge.errors import UnsupportedError
+from irstd_edge.errors import UnsupportedError, first_line
 from irstd_edge.export.passes.graph import LAYER, SOURCE, is_compressed
 from irstd_edge.export.refusal import RefusedError, place_of
 from irstd_edge.export.schema import register_schemas
@@ -28,12 +28,15 @@ from irstd_edge.nn.binary import FoldedBinaryConv2d
 from irstd_edge.nn.inference import freeze
 from irstd_edge.nn.quant import FoldedQuantConv2d
 from irstd_edge.opspec import BINARY_CONV2D_ATTRIBUTES, DOMAIN, OPSET_VERSION, QUANT_CONV2D_ATTRIBUTES
+from irstd_edge.outputs import run_network
 
 #: The lowest opset of the default domain that the exporter writes without conversion.
 ONNX_OPSET = 18
 #: Opset 18 came with IR version 8: every ONNX Runtime since 1.14 reads it.
 IR_VERSION = 8
 INPUT_NAME, OUTPUT_NAME = "input", "probability"
+#: What to do about a network that does not run at the size of an export.
+ANOTHER_SIZE = "choose another --input-size"
 DEFAULT_SIZE_MULTIPLE = 32
 
 
@@ -96,17 +99,10 @@ def _run(frozen: nn.Module, example: torch.Tensor) -> tuple[Counter, int]:
         for path, module in frozen.named_modules() if isinstance(module, FoldedBinaryConv2d | FoldedQuantConv2d)
     ]
     try:
-        result = frozen(example)
-    except Exception as e:
-        raise UnsupportedError(
-            f"the network does not run on an input {list(example.shape)}: {_first_line(e)}; "
-            "networks here take one grey channel; choose another --input-size or wrap the network"
-        ) from e
+        return calls, len(run_network(frozen, example, way_out=ANOTHER_SIZE))
     finally:
         for hook in hooks:
             hook.remove()
-    tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-    return calls, len(tensors)
 
 
 def _export(frozen: nn.Module, example: torch.Tensor, multiple: int | None) -> tuple[ir.Model, str]:
@@ -275,12 +271,8 @@ def _keep_outputs(model: ir.Model, places: Sequence[int]) -> tuple[str, ...]:
     return tuple(sorted(before - after))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
-
-
 def _root_line(error: BaseException) -> str:
     """The first line of the deepest cause: the exporter wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"

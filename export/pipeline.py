@@ -29,7 +29,14 @@ from irstd_edge.bundle import (
 )
 from irstd_edge.checkpoints import LoadedNetwork, weights_metadata
 from irstd_edge.errors import UnsupportedError
-from irstd_edge.export.capture import DEFAULT_SIZE_MULTIPLE, Capture, capture, check_place, count_outputs
+from irstd_edge.export.capture import (
+    ANOTHER_SIZE,
+    DEFAULT_SIZE_MULTIPLE,
+    Capture,
+    capture,
+    check_place,
+    count_outputs,
+)
 from irstd_edge.export.layers import constant_bytes, describe_layers
 from irstd_edge.export.passes import compress
 from irstd_edge.export.passes.halve_weights import HalveWeights
@@ -42,6 +49,7 @@ from irstd_edge.export.targets.portable import lowered
 from irstd_edge.export.targets.tflite import to_tflite
 from irstd_edge.nn.inference import freeze
 from irstd_edge.opspec import BIT_ORDER_LSB_PLUS_ONE, OPSET_VERSION
+from irstd_edge.outputs import check_shape, check_values, run_network
 
 FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "native": "model.irstd", "portable": "model_portable.onnx"}
 WEIGHTS, TEST_VECTORS = "weights.safetensors", "test_vectors.npz"
@@ -193,26 +201,18 @@ def reference_outputs(network: torch.nn.Module, inputs: np.ndarray, places: Sequ
     Raises :class:`UnsupportedError` where the network does not return one probability map of the input's size.
     """
     frozen, results = freeze(network), []
-    for image in inputs:
+    for x in torch.from_numpy(inputs).split(1):
+        tensors = run_network(frozen, x, way_out=ANOTHER_SIZE)
+        probability = tensors[places[0]]
         try:
-            result = frozen(torch.from_numpy(image[None]))
-        except Exception as e:
-            raise UnsupportedError(
-                f"the network does not run on an input {[1, *image.shape]}: {str(e).strip().splitlines()[0]}; "
-                "networks here take one grey channel: wrap it, or choose another --input-size"
-            ) from e
-        tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-        if not tensors or tensors[places[0]].shape != (1, *image.shape):
-            got = list(tensors[places[0]].shape) if tensors else "no tensor"
-            raise UnsupportedError(f"the network returns {got} for an input {[1, *image.shape]}; return one "
-                                   "probability map of the input's size; --output names its place among several")
+            check_shape(probability, x)
+            check_values(probability)
+        except UnsupportedError as e:
+            raise UnsupportedError(f"{e}; --output names another of several") from e
         results.append([tensors[place].float().numpy() for place in places])
     outputs = [np.concatenate(parts) for parts in zip(*results, strict=True)]
     if not all(np.isfinite(y).all() for y in outputs):
         raise UnsupportedError("the network returns NaN or infinity on the test vectors; check its weights")
-    if outputs[0].min() < 0 or outputs[0].max() > 1:
-        raise UnsupportedError(f"the network returns values in [{outputs[0].min():.3g}, {outputs[0].max():.3g}], no "
-                               "probabilities; end forward() with torch.sigmoid, or name another --output")
     return outputs
 
 

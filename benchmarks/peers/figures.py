@@ -43,6 +43,8 @@ for block in range(20):
 print(json.dumps([float(np.median(ratios)), float(np.median(ceilings))]))
 """
 
+_INSPECT = "import sys; from irstd_edge.cli import main; main(['inspect', sys.argv[1], '--input-size=256', '--json=-'])"
+
 
 def extras(folder: Path) -> dict:
     """What rows do not hold: ``peaks`` (GOP/s by instruction set), ``threads`` (speed-up of two, and of two sessions of
@@ -61,9 +63,8 @@ def extras(folder: Path) -> dict:
         found["arena"] = [description["arena_bytes"], description["arena_lower_bound_bytes"]]
     pair = [folder / "models" / "resunet" / f"irstd-native-{form}" / "model.irstd" for form in ("fp32", "spmix")]
     if all(file.is_file() for file in pair):
-        from irstd_edge.export.inspect import inspect_path
-
-        whole, low = (inspect_path(file, (256, 256))[0].as_dict() for file in pair)
+        whole, low = (json.loads(subprocess.run([sys.executable, "-c", _INSPECT, file], capture_output=True, check=True,
+                                                text=True).stdout) for file in pair)  # fmt: skip
         found["spmix"] = {name: whole[key] / low[key] for name, key in (
             ("file", "file_bytes"), ("arena", "arena_bytes"), ("mac_bits", "mac_bits"))}  # fmt: skip
     return found

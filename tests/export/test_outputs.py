@@ -127,7 +127,7 @@ def test_a_network_that_returns_nothing_is_refused(tmp_path):
         def forward(self, x):
             return None
 
-    with pytest.raises(UnsupportedError, match="returns no tensor"):
+    with pytest.raises(UnsupportedError, match="returns NoneType"):
         pipeline.export_bundle(loaded(Nothing()), ["onnx"], tmp_path / "b", (16, 24))
 
 

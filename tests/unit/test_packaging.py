@@ -16,7 +16,7 @@ PACKAGES = SETTINGS["options"]["packages"].split()
 EXTRAS = {name: [line for line in text.splitlines() if line] for name, text in
           SETTINGS["options.extras_require"].items()}
 #: Files that are not installed: what the native build and the benchmarks of the kernels need.
-NOT_INSTALLED = ("runtimes/native", "runtimes/lib", "benchmarks/kernels", "benchmarks/arm")
+NOT_INSTALLED = ("runtimes/native", "runtimes/lib", "benchmarks/kernels", "benchmarks/arm", "benchmarks/peers")
 
 
 def folder(package: str) -> Path:

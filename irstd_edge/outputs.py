@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from irstd_edge.errors import MissingError, UnsupportedError, first_line
 
-#: Interpolation, and bfloat16, may round a probability a little past 0 or 1.
-_SLACK = 0.01
+#: Interpolation, and bfloat16, may round a probability a little past 0 or 1. An export allows none.
+SLACK = 0.01
 
 
 def run_network(network: nn.Module, x: torch.Tensor, *, name: str = "the network",
@@ -43,12 +43,12 @@ def check_shape(y: torch.Tensor, x: torch.Tensor, size: Sequence[int] | None = N
                                "probability map of the input's size, first where there are several")
 
 
-def check_values(y: torch.Tensor) -> None:
-    """Raise :class:`~irstd_edge.errors.UnsupportedError` unless all values are probabilities."""
+def check_values(y: torch.Tensor, slack: float = SLACK) -> None:
+    """Raise :class:`~irstd_edge.errors.UnsupportedError` unless all values are in 0..1, give or take ``slack``."""
     low, high = (float(v) for v in y.detach().float().aminmax())
     if not (low > -float("inf") and high < float("inf")):  # NaN is neither
         raise UnsupportedError("the network returns NaN or infinity; check its weights and the normalisation")
-    if low < -_SLACK or high > 1 + _SLACK:
+    if low < -slack or high > 1 + slack:
         raise UnsupportedError(f"the network returns values in [{low:.3g}, {high:.3g}], no probabilities; end "
                                "forward() with torch.sigmoid")
 

@@ -436,7 +436,7 @@ def train_side_by_side(runs: list[Run], *, on_epoch: Callable[[Run, Epoch], None
                 except StopIteration:
                     turns.remove(turn)
                     continue
-                except Exception as e:
+                except Exception as e:  # whatever it is, the others go on; it is told at the end
                     turns.remove(turn)
                     failed[run.out] = e
                     # Else the traceback keeps the run's tensors, which may be what another lacks memory for.

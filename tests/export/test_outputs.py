@@ -122,6 +122,17 @@ def test_the_command(project, capsys, native_library):
     assert "returns 2 tensors, none at place 5" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("past", [1e-3, -1e-3])
+def test_a_probability_a_little_out_of_range_is_refused(tmp_path, past):
+    """PyTorch's own runs allow it; a file is for any runtime."""
+    class Past(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x, past if past < 0 else 1 + past)
+
+    with pytest.raises(UnsupportedError, match=r"no probabilities; .*torch\.sigmoid; --output names another"):
+        pipeline.export_bundle(loaded(Past()), ["onnx"], tmp_path / "b", (16, 24))
+
+
 def test_a_network_that_returns_nothing_is_refused(tmp_path):
     class Nothing(nn.Module):
         def forward(self, x):

@@ -13,9 +13,14 @@ class CompilerError(RuntimeError):
     """A C file cannot be compiled here; one line."""
 
 
+def find_compiler() -> list[str]:
+    """The command of a C compiler, empty where there is none."""
+    return shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
+
+
 def compile_c(name: str, out: Path, *flags: str) -> Path:
     """Compile ``name``, beside this file, to ``out``. Raises :class:`CompilerError`."""
-    command = shlex.split(os.environ.get("CC", "")) or [c for c in ("cc", "gcc", "clang") if shutil.which(c)][:1]
+    command = find_compiler()
     if not command:
         raise CompilerError("there is no C compiler; install gcc or clang, or name one in CC")
     out.parent.mkdir(parents=True, exist_ok=True)

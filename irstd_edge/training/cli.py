@@ -70,13 +70,13 @@ training_options = _adding(
     click.option("--precision", type=click.Choice(["fp32", "bf16"]),
                  help="Of training; default bf16 on CUDA, else fp32."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; default torch's own choice."),
+    click.option("--compile", "compile_network", is_flag=True,
+                 help="Train through torch.compile (needs a C++ compiler)."),
     click.option("--minutes", type=click.FloatRange(0), help="Stop then, resumable, at the end of an epoch."),
     click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's."),
     click.option("--seed", "seeds", type=click.IntRange(0), multiple=True,
                  help="Seed in place of the recipe's; repeatable, each is a run."),
 )
-compile_option = click.option("--compile", "compile_network", is_flag=True,
-                              help="Train through torch.compile (needs a C++ compiler).")
 _run_options = _adding(
     click.option("--root", type=_PATH, required=True, help="Folder that holds the data sets' folders."),
     click.option("--out", type=_PATH, required=True, help="Folder of the run: weights, curves, state. Of several "
@@ -98,7 +98,6 @@ _run_options = _adding(
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @_run_options
 @click.option("--network", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
-@compile_option
 def train(recipes, network, **options) -> None:
     from irstd_edge.training.recipe import Recipe
 
@@ -117,11 +116,12 @@ def train(recipes, network, **options) -> None:
               help="msa: feature maps, guided by spatial attention; semantic: tokens, through self-attention.")
 @click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over that of the loss.")
 @click.option("--attention", type=click.FloatRange(0), help="Of msa: what the most salient place counts more.")
-def distill(recipe, root, out, resume, device, precision, threads, minutes, dataset, epochs, seeds, initial,
-            from_layout, allow_pickle, student, **table) -> None:
+def distill(recipe, student, teacher, checkpoint, features, method, weight, attention, **options) -> None:
     from irstd_edge.training.recipe import Recipe, RecipeError
 
     settings = Recipe.find(recipe)
+    table = {"teacher": teacher, "checkpoint": checkpoint, "features": features, "method": method, "weight": weight,
+             "attention": attention}
     table = {k: v for k, v in table.items() if v not in (None, ())}
     known = settings.as_dict().get("distill", {})
     if missing := [name for name in ("teacher", "features") if name not in known | table]:
@@ -133,12 +133,11 @@ def distill(recipe, root, out, resume, device, precision, threads, minutes, data
         settings = Recipe.from_dict(settings.as_dict() | {"distill": known | table})
     except RecipeError as e:
         raise click.UsageError(str(e)) from e
-    _train([(Path(recipe).stem, settings)], root, out, resume, device, precision, threads, minutes, dataset, epochs,
-           seeds, initial, from_layout, allow_pickle, student)
+    _train([(Path(recipe).stem, settings)], network=student, **options)
 
 
-def _train(recipes, root, out, resume, device, precision, threads, minutes, dataset, epochs, seeds, initial,
-           from_layout, allow_pickle, network=None, compile_network=False) -> None:
+def _train(recipes, root, out, resume, device, precision, threads, compile_network, minutes, dataset, epochs, seeds,
+           initial, from_layout, allow_pickle, network) -> None:
     from dataclasses import replace
 
     from irstd_edge.checkpoints import initial_weights
@@ -184,6 +183,7 @@ def prepare_training(device: str, threads: int | None) -> None:
     import torch
 
     from irstd_edge.errors import MissingError
+    from irstd_edge.training.cpu import keep_freed_memory
 
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("no CUDA device that this torch can use: train with --device cpu, or install a CUDA build "
@@ -191,6 +191,8 @@ def prepare_training(device: str, threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    if device == "cpu":
+        keep_freed_memory()
 
 
 def train_runs(planned, make, device: str, minutes: float | None, began: float) -> None:

@@ -29,6 +29,7 @@ from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.outputs import check_shape, check_values, probability_of, run_network
+from irstd_edge.training.cpu import UndilatedDepthwise
 from irstd_edge.training.distillation import Distillation, load_teacher
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import agree, mean_over_ranks, rank_and_size
@@ -208,7 +209,7 @@ class Run:
             # The count that it passes lies on the device: reading it would wait for the step to end.
             multi_avg_fn=lambda a, c, _: _averaging(recipe.average)(a, c, int(self.average.n_averaged)))
         self._probe(supervised=objective is None)
-        objective = self._recipe_objective(compile_network, allow_pickle) if objective is None else objective
+        objective = self._recipe_objective(allow_pickle) if objective is None else objective
         self.objective = objective.to(device)
         self._step = step = _Step(self.network, self.objective, compile_network)
         self._trained = [p for p in step.parameters() if p.requires_grad]
@@ -295,7 +296,7 @@ class Run:
         # Whatever draws inside the network (dropout) is seeded by the step: nothing depends on other runs beside.
         torch.manual_seed((((self.recipe.seed * 100_003 + epoch) * 100_003 + number) * 1_009 + self.rank) % 2**63)
         self.network.train()
-        with self._autocast():
+        with self._autocast(), nullcontext() if self.cuda else UndilatedDepthwise():
             losses = self._step(x, target)
         self._optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -345,12 +346,10 @@ class Run:
         if self.held:
             evaluate_network(self.average.module, [self.samples[self.held[0]]], self.normalisation, self.device)
 
-    def _recipe_objective(self, compile_network: bool, allow_pickle: bool) -> nn.Module:
+    def _recipe_objective(self, allow_pickle: bool) -> nn.Module:
         recipe = self.recipe
         if recipe.distill is None:
             return Supervised(recipe.loss)
-        if compile_network:
-            raise TrainingError("features cannot be taken from a compiled network: distil without --compile")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             teacher = load_teacher(recipe.distill, self.normalisation, allow_pickle)

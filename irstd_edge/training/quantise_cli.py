@@ -10,7 +10,7 @@ from time import monotonic
 
 import click
 
-from irstd_edge.training.cli import compile_option, plan_runs, prepare_training, train_runs, training_options
+from irstd_edge.training.cli import plan_runs, prepare_training, train_runs, training_options
 
 _PATH = click.Path(path_type=Path)
 _METHODS = ("mse", "minmax", "percentile")
@@ -59,7 +59,6 @@ low bits from there.""")
 @click.option("--resume", is_flag=True,
               help="Go on in --out: with the training there, or train what lies quantised there; its bits stay.")
 @training_options
-@compile_option
 def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, std, calibrate, dataset, root, images,
              held_out, method, percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits,
              sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,

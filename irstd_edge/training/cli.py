@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from time import monotonic
 
@@ -10,18 +12,21 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from irstd_edge.data import DATASETS, DataError, check_dataset
+from irstd_edge.data import DATASETS, DataError, DatasetCheck, check_dataset
+from irstd_edge.json_output import JsonFile, json_option
 from irstd_edge.layouts import LAYOUTS
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
+_FIGURES = ("iou", "niou", "pd", "fa")
 #: The picture of the curves is drawn again after so long, and at the end.
 _CURVES_SECONDS = 60
 
 
 @click.command(help="Show the public data sets, where to get them and how to lay them out; check a local copy.")
 @click.option("--root", type=_PATH, help="Folder that holds the data sets' folders: check what is there.")
-def data(root: Path | None) -> None:
+@json_option("the list and the checks")
+def data(root: Path | None, json_file: JsonFile | None) -> None:
     console = Console()
     table = Table(title="Public data sets (none is part of this package)")
     for name in ("data set", "train", "test", "mean", "std"):
@@ -34,15 +39,9 @@ def data(root: Path | None) -> None:
     console.print("Layout (BasicIRSTD): ROOT/NAME/images/X.png, ROOT/NAME/masks/X.png, "
                   "ROOT/NAME/img_idx/{train,test}_NAME.txt\nSplits: https://github.com/XinyiYing/BasicIRSTD. "
                   "Any folder of this layout can be used by its name.", highlight=False, soft_wrap=True)
-    if root is None:
-        return
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    names = sorted(p.parent.name for p in root.glob("*/img_idx"))
-    if not names:
-        raise DataError(f"{root}: holds no data set; expected ROOT/NAME/img_idx/train_NAME.txt, "
-                        f"with NAME one of {', '.join(DATASETS)} or your own")
-    checks = [check_dataset(root, name) for name in names]
+    checks = [] if root is None else _checks(root)
+    if json_file is not None:
+        json_file.write({"public": [asdict(d) for d in DATASETS.values()], "checks": [asdict(c) for c in checks]})
     for check in checks:
         state = f"{len(check.problems)} problems" if check.problems else "ok"
         click.echo(f"{check.name}: train {check.train}, test {check.test}: {state}")
@@ -52,6 +51,16 @@ def data(root: Path | None) -> None:
             click.echo(f"  ... and {len(check.problems) - _SHOWN_PROBLEMS} more")
     if bad := [c.name for c in checks if c.problems]:
         raise DataError(f"{root}: problems in {', '.join(bad)}, listed above")
+
+
+def _checks(root: Path) -> list[DatasetCheck]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    names = sorted(p.parent.name for p in root.glob("*/img_idx"))
+    if not names:
+        raise DataError(f"{root}: holds no data set; expected ROOT/NAME/img_idx/train_NAME.txt, "
+                        f"with NAME one of {', '.join(DATASETS)} or your own")
+    return [check_dataset(root, name) for name in names]
 
 
 def _adding(*options):
@@ -96,6 +105,7 @@ _run_options = _adding(
                     "are trained side by side in one process, a step of each in turn. Under torchrun one run is "
                     "shared by all processes.")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@json_option("what came of the runs")
 @_run_options
 @click.option("--network", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
 def train(recipes, network, **options) -> None:
@@ -107,6 +117,7 @@ def train(recipes, network, **options) -> None:
 @click.command(help="Train the network of RECIPE with a teacher's help. Options go before the recipe's table "
                     "[distill]; layers are named as in PyTorch's named_modules().")
 @click.argument("recipe")
+@json_option("what came of the run")
 @_run_options
 @click.option("--student", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
 @click.option("--teacher", metavar="NAME|MODULE:FACTORY", help="The network to learn from.")
@@ -137,7 +148,7 @@ def distill(recipe, student, teacher, checkpoint, features, method, weight, atte
 
 
 def _train(recipes, root, out, resume, device, precision, threads, compile_network, minutes, dataset, epochs, seeds,
-           initial, from_layout, allow_pickle, network) -> None:
+           initial, from_layout, allow_pickle, network, json_file) -> None:
     from dataclasses import replace
 
     from irstd_edge.checkpoints import initial_weights
@@ -159,7 +170,7 @@ def _train(recipes, root, out, resume, device, precision, threads, compile_netwo
         return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                    resume=resume, initial=start, allow_pickle=allow_pickle, cache=cache)
 
-    train_runs(planned, make, device, minutes, began)
+    train_runs(planned, make, device, minutes, began, json_file)
 
 
 def plan_runs(recipes, seeds, out: Path) -> list[tuple]:
@@ -195,11 +206,13 @@ def prepare_training(device: str, threads: int | None) -> None:
         keep_freed_memory()
 
 
-def train_runs(planned, make, device: str, minutes: float | None, began: float) -> None:
+def train_runs(planned, make, device: str, minutes: float | None, began: float, json_file: JsonFile | None = None,
+               facts: dict | None = None) -> None:
     """Train side by side what :func:`plan_runs` planned, show how far it is, draw the curves, name the weights.
 
     ``make`` makes the :class:`~irstd_edge.training.loop.Run` of a recipe, a folder and a device; ``minutes`` count from
-    ``began``, of :func:`time.monotonic`. Raises what ``make`` raises, and once all other runs have ended
+    ``began``, of :func:`time.monotonic`; ``json_file`` takes ``facts`` and what came of the runs, of those that failed
+    too. Raises what ``make`` raises, and once all other runs have ended
     :class:`~irstd_edge.training.loop.TrainingError`.
     """
     from irstd_edge.training.curves import plot_curves
@@ -246,14 +259,32 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float) 
                 train_side_by_side(runs, on_epoch=on_epoch, minutes=left)
             except TrainingError as e:
                 failed = e
-    for run in runs if rank == 0 else ():
+    results = []
+    for (name, *_), run in zip(planned, runs, strict=True) if rank == 0 else ():
         if problem := draw(run):
             failed = failed or DataError(problem)
-        weights = next((p for p in (run.out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), None)
+        results.append(_describe_run(name, run))
         state = "" if run.finished else f" (epoch {run.epoch} of {run.recipe.epochs}: go on by --resume)"
-        click.echo(f"{weights or run.out}{state}")
+        click.echo(f"{results[-1]['weights'] or run.out}{state}")
+    if json_file is not None and rank == 0:
+        json_file.write({**(facts or {}), "runs": results})
     if failed:
         raise failed
+
+
+def _describe_run(name: str, run) -> dict:
+    """What came of a run; its weights are the best or, where none is held out, the last ones."""
+    from irstd_edge.training.loop import read_curve
+
+    weights = next((p for p in (run.out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), None)
+    curve = read_curve(run.out / "curves.csv")
+    validated = [row for row in curve if row["iou"]]
+    # Pd is no number where no held-out image has a target.
+    last = {k: None if isnan(v := float(validated[-1][k])) else v for k in _FIGURES} if validated else None
+    return {"name": name, "folder": str(run.out), "weights": weights and str(weights), "network": run.recipe.network,
+            "dataset": run.recipe.dataset, "seed": run.recipe.seed, "epochs": run.recipe.epochs,
+            "epochs_done": run.epoch, "finished": run.finished, "loss": float(curve[-1]["loss"]) if curve else None,
+            "held_out": last}
 
 
 def _progress(visible: bool = True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from time import monotonic
 
 import click
 
+from irstd_edge.json_output import json_option
 from irstd_edge.training.cli import plan_runs, prepare_training, train_runs, training_options
 
 _PATH = click.Path(path_type=Path)
@@ -59,10 +61,11 @@ low bits from there.""")
 @click.option("--resume", is_flag=True,
               help="Go on in --out: with the training there, or train what lies quantised there; its bits stay.")
 @training_options
+@json_option("the calibration manifest and what came of training")
 def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, std, calibrate, dataset, root, images,
              held_out, method, percentile, bits, table_file, spm, edges, layers, max_weight_bits, max_activation_bits,
              sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,
-             compile_network, threads, seeds) -> None:
+             compile_network, threads, seeds, json_file) -> None:
     began = monotonic()
     if sum(map(bool, (bits, table_file, spm))) > 1:
         raise click.UsageError("--bits, --table and --spm exclude each other")
@@ -103,21 +106,26 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
                   edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
     if recipe:
-        _train(planned, factory, root, out, device, precision, compile_network, minutes, began)
+        _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file)
+    elif json_file is not None:
+        json_file.write(_manifest(out))
 
 
 def _quantised_factory(out: Path) -> str:
     """What builds the float network whose quantised form lies in a folder."""
-    import json
-
     from irstd_edge.training.loop import TrainingError
-    from irstd_edge.training.quantisation import MANIFEST
 
     try:
-        return json.loads((out / MANIFEST).read_text())["factory"]
+        return _manifest(out)["factory"]
     except (OSError, ValueError, KeyError) as e:
         raise TrainingError(f"{out} holds no quantised network to go on with: leave out --resume to begin one there"
                             ) from e
+
+
+def _manifest(out: Path) -> dict:
+    from irstd_edge.training.quantisation import MANIFEST
+
+    return json.loads((out / MANIFEST).read_text())
 
 
 def _recipe(reference: str, factory: str | None, dataset: str | None, epochs: int | None, learning_rate: float | None):
@@ -229,7 +237,7 @@ def _named(rules, name: str) -> bool:
     return any(matches(pattern, name) for pattern, _ in rules)
 
 
-def _train(planned, factory, root, out, device, precision, compile_network, minutes, began) -> None:
+def _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file) -> None:
     from irstd_edge.checkpoints import build_network, restore
     from irstd_edge.training.loop import Run, holds_run
     from irstd_edge.training.quantisation import WEIGHTS
@@ -241,7 +249,7 @@ def _train(planned, factory, root, out, device, precision, compile_network, minu
                    resume=holds_run(folder), network=restore(build_network(factory), out / WEIGHTS),
                    record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)}, cache=cache)
 
-    train_runs(planned, make, device, minutes, began)
+    train_runs(planned, make, device, minutes, began, json_file, _manifest(out))
 
 
 def _console():

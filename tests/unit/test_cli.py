@@ -11,6 +11,7 @@ from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS
 from irstd_edge.models.cli import describe_models
 from irstd_edge.models.registry import MODELS, get_model
+from irstd_edge.training.loop import read_curve
 
 
 def test_help_lists_every_command_without_heavy_imports(capsys):
@@ -91,6 +92,10 @@ def test_data(synthetic, capsys):
     assert cli.main(["data", "--root", str(synthetic)]) == errors.USAGE
     captured = capsys.readouterr()
     assert "masks/3.png: no such file" in captured.out and "problems in Synthetic" in captured.err
+    assert cli.main(["data", "--root", str(synthetic), "--json", "-"]) == errors.USAGE
+    found = json.loads(capsys.readouterr().out)
+    assert [d["name"] for d in found["public"]] == list(DATASETS)
+    assert found["checks"][0]["name"] == "Synthetic" and "masks/3.png" in found["checks"][0]["problems"][0]
 
 
 RECIPE = """network = "biisnet"
@@ -127,7 +132,15 @@ def test_several_recipes_and_seeds_train_side_by_side(synthetic, tmp_path, capsy
     assert {p.name for p in out.iterdir()} == {"a-seed1", "a-seed2", "b-seed1", "b-seed2"}
     assert "epoch 1 of 2: go on by --resume" in capsys.readouterr().out
     assert json.loads((out / "b-seed2" / "recipe.json").read_text())["seed"] == 2
-    assert cli.main([*call, "--resume"]) == 0
+    capsys.readouterr()
+    assert cli.main([*call, "--resume", "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    runs = json.loads(shown.out)["runs"]
+    assert [(r["name"], r["seed"], r["epochs_done"], r["finished"]) for r in runs] == [
+        (f"{name}-seed{seed}", seed, 2, True) for name in "ab" for seed in (1, 2)]
+    assert all(r["weights"] == f"{r['folder']}/best.safetensors" and r["weights"] in shown.err for r in runs)
+    last = read_curve(out / "b-seed2" / "curves.csv")[-1]
+    assert runs[3]["loss"] == float(last["loss"]) and runs[3]["held_out"]["iou"] == float(last["iou"])
     same = [(out / run / "last.safetensors").read_bytes() for run in ("a-seed1", "b-seed1", "a-seed2")]
     assert same[0] == same[1] != same[2]
     assert cli.main(["train", str(tmp_path / "a.toml"), str(tmp_path / "a.toml"), *call[3:7]]) == errors.USAGE
@@ -160,7 +173,9 @@ def test_of_several_runs_all_are_drawn_and_named_though_one_fails(synthetic, tmp
     recipes = [str(tmp_path / f"{name}.toml") for name in ("bad", "good")]
     out = tmp_path / "runs"
     assert cli.main(["train", *recipes, "--network", "biisnet-float", "--root", str(synthetic), "--out", str(out),
-                     "--epochs", "2"]) == errors.USAGE
+                     "--epochs", "2", "--json", str(tmp_path / "runs.json")]) == errors.USAGE
+    bad, good = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert bad["weights"] is None and bad["held_out"] is None and not bad["finished"] and good["finished"]
     shown = capsys.readouterr()
     last = shown.err.splitlines()[-1]
     assert last.startswith(f"irstd-edge: 1 of 2 runs failed: {out / 'bad'}: the network returns NaN or infinity")

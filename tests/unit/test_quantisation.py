@@ -296,8 +296,9 @@ def test_the_command_quantises_and_says_what_it_did(trained, tmp_path, capsys):
     root, run = trained
     weights, out = run / "last.safetensors", tmp_path / "out"
     assert run_cli("--checkpoint", weights, "--dataset", "Synthetic", "--root", root, "--out", out, "--images", 3,
-                   "--layer", "up=float", "--layer", "deep.0=4,5") == 0
+                   "--layer", "up=float", "--layer", "deep.0=4,5", "--json", tmp_path / "told.json") == 0
     manifest = json.loads((out / "quantisation.json").read_text())
+    assert json.loads((tmp_path / "told.json").read_text()) == manifest
     images = root / "Synthetic" / "images"
     assert manifest["images"] == [{"file": f"{i}.png", "sha256": sha256(images / f"{i}.png")} for i in (0, 3, 6)]
     assert manifest["method"] == "mse" and manifest["checkpoint_sha256"] == sha256(weights)
@@ -375,7 +376,9 @@ def test_training_goes_on_from_what_lies_quantised_by_several_seeds(trained, tmp
     assert run_cli(*begin) == 0
     assert train_cli(*training, "--minutes", 0) == 0
     assert "epoch 1 of 2: go on by --resume" in capsys.readouterr().out
-    assert train_cli(*training) == 0
+    assert train_cli(*training, "--json", tmp_path / "told.json") == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["layers"] and [r["seed"] for r in told["runs"] if r["finished"]] == [1, 2]
     folders = [out / f"r-seed{seed}" for seed in (1, 2)]
     records = [json.loads((folder / "recipe.json").read_text()) for folder in folders]
     assert [(r["seed"], r["network"], r["quantised_from"]) for r in records] == [

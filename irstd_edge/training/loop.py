@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib
 import json
 import math
 import os
@@ -122,7 +123,11 @@ class _Step(nn.Module):
     def __init__(self, network: nn.Module, objective: nn.Module, compile_network: bool):
         super().__init__()
         self.network, self.objective = network, objective
-        self._call = torch.compile(network) if compile_network else network
+        self._call = network
+        if compile_network:
+            # An objective may go backward several times, as distillation does: buffers must outlive the first.
+            importlib.import_module("torch._functorch.config").donated_buffer = False
+            self._call = torch.compile(network)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.objective(self._call, x, target)

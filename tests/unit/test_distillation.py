@@ -276,3 +276,11 @@ def test_a_compiled_student_is_distilled_alike(synthetic, tmp_path, checkpoint, 
     for plain, compiled in zip(*rows, strict=True):
         for column in ("loss", "task", "distillation"):
             assert float(compiled[column]) == pytest.approx(float(plain[column]), rel=1e-3), column
+
+
+@pytest.mark.slow
+def test_a_compiled_network_whose_buffers_torch_would_give_away_is_distilled(synthetic, tmp_path, checkpoint):
+    """MDPNet's backward may overwrite what it saved, unless told that it is run more than once."""
+    settings = replace(recipe(("encoder=stages.2",), checkpoint=checkpoint), network="mdpnet", epochs=1)
+    out = train(settings, synthetic, tmp_path / "run", compile_network=True)
+    assert float(read_curve(out / "curves.csv")[0]["distillation"]) > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from math import isnan
 from pathlib import Path
 from time import monotonic
 
@@ -18,7 +17,6 @@ from irstd_edge.layouts import LAYOUTS
 
 _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
-_FIGURES = ("iou", "niou", "pd", "fa")
 #: The picture of the curves is drawn again after so long, and at the end.
 _CURVES_SECONDS = 60
 
@@ -273,18 +271,17 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
 
 
 def _describe_run(name: str, run) -> dict:
-    """What came of a run; its weights are the best or, where none is held out, the last ones."""
+    """What came of a run: its weights, the best or, where none is held out, the last ones, and their accuracy there."""
     from irstd_edge.training.loop import read_curve
 
     weights = next((p for p in (run.out / f"{k}.safetensors" for k in ("best", "last")) if p.exists()), None)
     curve = read_curve(run.out / "curves.csv")
-    validated = [row for row in curve if row["iou"]]
-    # Pd is no number where no held-out image has a target.
-    last = {k: None if isnan(v := float(validated[-1][k])) else v for k in _FIGURES} if validated else None
+    best = max((row for row in curve if row["iou"]), key=lambda row: float(row["iou"]), default=None)
+    held_out = best and {"epoch": int(best["epoch"])} | {k: float(best[k]) for k in ("iou", "niou", "pd", "fa")}
     return {"name": name, "folder": str(run.out), "weights": weights and str(weights), "network": run.recipe.network,
             "dataset": run.recipe.dataset, "seed": run.recipe.seed, "epochs": run.recipe.epochs,
             "epochs_done": run.epoch, "finished": run.finished, "loss": float(curve[-1]["loss"]) if curve else None,
-            "held_out": last}
+            "held_out": held_out}
 
 
 def _progress(visible: bool = True):

@@ -19,13 +19,12 @@ import copy
 import difflib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from irstd_edge.checkpoints import LoadedNetwork, load_network, recorded_normalisation
 from irstd_edge.data import Normalisation
@@ -152,8 +151,7 @@ class Distillation(nn.Module):
     Args:
         settings: layers, method and weights.
         teacher: from :func:`load_teacher`; it is not trained and not saved.
-        student: the network to be trained. Its layers are watched from here on: by hooks, which ``torch.compile``
-            takes in where they are there before it.
+        student: the network to be trained; it is not changed.
         normalisation: of the student's input.
         loss: name of the loss on the masks.
         crop: side of the training crops, with which both networks are run once to learn their channels.
@@ -187,16 +185,26 @@ class Distillation(nn.Module):
                 self.fits.append(make(seen[t].shape[1], felt[s].shape[1]))
             except DistillationError as e:
                 raise DistillationError(f"the teacher's layer {t!r}: {e}") from e
-        self._felt: dict[str, torch.Tensor] = {}
-        watch(student, [s for _, s in self.pairs], self._felt)
+        self._felt: dict[str, torch.Tensor] | None = None
+
+    @contextmanager
+    def watching(self, student: nn.Module) -> Iterator[None]:
+        """While the block runs the student's layers are watched by the same hooks, so that it can be compiled."""
+        with capture(student, [s for _, s in self.pairs]) as self._felt:
+            try:
+                yield
+            finally:
+                self._felt = None
 
     def forward(self, network: nn.Module, x: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         teacher = self._teacher[0]
         with torch.no_grad(), capture(teacher, [t for t, _ in self.pairs]) as seen:
             teacher(x * self._gain + self._offset if (self._gain, self._offset) != (1.0, 0.0) else x)
-        outputs = network(x)
-        felt = dict(self._felt)
-        self._felt.clear()
+        with self.watching(network) if self._felt is None else nullcontext():
+            try:
+                outputs, felt = network(x), dict(self._felt)
+            finally:
+                self._felt.clear()  # features of a step that failed would keep its memory
         task = self.supervised.measure(outputs, target)
         with torch.autocast(x.device.type, enabled=False):
             distillation = torch.stack([
@@ -254,27 +262,23 @@ class Distillation(nn.Module):
 
 @contextmanager
 def capture(network: nn.Module, names: list[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collects, while the block runs, what the named layers of a network return, as :func:`watch` does."""
-    found: dict[str, torch.Tensor] = {}
-    handles = watch(network, names, found)
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    """Collects, while the block runs, what the named layers of a network return (the first of several tensors).
 
-
-def watch(network: nn.Module, names: list[str], found: dict[str, torch.Tensor]) -> list[RemovableHandle]:
-    """From now on put what the named layers of a network return (the first of several tensors) into ``found``.
-
-    Of a layer that runs several times the last output stays. Returns the hooks.
+    Of a layer that runs several times the last output stays.
     """
+    found: dict[str, torch.Tensor] = {}
+
     def keep(name: str):
         def hook(module, inputs, output) -> None:
             found[name] = tree_leaves(output)[0]
         return hook
 
-    return [network.get_submodule(name).register_forward_hook(keep(name)) for name in dict.fromkeys(names)]
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in dict.fromkeys(names)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def as_map(feature: torch.Tensor, name: str) -> torch.Tensor:

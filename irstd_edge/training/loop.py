@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.outputs import check_shape, check_values, probability_of, run_network
-from irstd_edge.training.cpu import UndilatedDepthwise
+from irstd_edge.training.cpu import undilated
 from irstd_edge.training.distillation import Distillation, load_teacher
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import agree, mean_over_ranks, rank_and_size
@@ -123,11 +123,13 @@ class _Step(nn.Module):
     def __init__(self, network: nn.Module, objective: nn.Module, compile_network: bool):
         super().__init__()
         self.network, self.objective = network, objective
-        self._call = network
         if compile_network:
-            # An objective may go backward several times, as distillation does: buffers must outlive the first.
+            # Distillation watches layers by hooks: code compiled for an equal network without them is not for it.
+            importlib.import_module("torch._dynamo.config").skip_nnmodule_hook_guards = False
+        if compile_network and isinstance(objective, Distillation):
+            # It goes backward several times: buffers must outlive the first.
             importlib.import_module("torch._functorch.config").donated_buffer = False
-            self._call = torch.compile(network)
+        self._call = torch.compile(network) if compile_network else network
 
     def forward(self, x: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.objective(self._call, x, target)
@@ -242,6 +244,14 @@ class Run:
 
         Raises :class:`TrainingError` where the loss is no longer finite, or a held-out image gives no probability.
         """
+        with ExitStack() as stack:
+            if torch.device(self.device).type == "cpu":
+                stack.enter_context(undilated(self.network))
+            if isinstance(self.objective, Distillation):
+                stack.enter_context(self.objective.watching(self.network))
+            yield from self._epochs(deadline)
+
+    def _epochs(self, deadline: float | None) -> Iterator[Epoch | None]:
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             began = time.monotonic()
             rate = self.recipe.learning_rate_at(epoch)
@@ -301,7 +311,7 @@ class Run:
         # Whatever draws inside the network (dropout) is seeded by the step: nothing depends on other runs beside.
         torch.manual_seed((((self.recipe.seed * 100_003 + epoch) * 100_003 + number) * 1_009 + self.rank) % 2**63)
         self.network.train()
-        with self._autocast(), nullcontext() if self.cuda else UndilatedDepthwise():
+        with self._autocast():
             losses = self._step(x, target)
         self._optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()

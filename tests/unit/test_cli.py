@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,9 @@ from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS
 from irstd_edge.models.cli import describe_models
 from irstd_edge.models.registry import MODELS, get_model
+from irstd_edge.training.cli import _describe_run
 from irstd_edge.training.loop import read_curve
+from irstd_edge.training.recipe import Recipe
 
 
 def test_help_lists_every_command_without_heavy_imports(capsys):
@@ -139,12 +142,29 @@ def test_several_recipes_and_seeds_train_side_by_side(synthetic, tmp_path, capsy
     assert [(r["name"], r["seed"], r["epochs_done"], r["finished"]) for r in runs] == [
         (f"{name}-seed{seed}", seed, 2, True) for name in "ab" for seed in (1, 2)]
     assert all(r["weights"] == f"{r['folder']}/best.safetensors" and r["weights"] in shown.err for r in runs)
-    last = read_curve(out / "b-seed2" / "curves.csv")[-1]
-    assert runs[3]["loss"] == float(last["loss"]) and runs[3]["held_out"]["iou"] == float(last["iou"])
+    curve = read_curve(out / "b-seed2" / "curves.csv")
+    assert runs[3]["loss"] == float(curve[-1]["loss"])
     same = [(out / run / "last.safetensors").read_bytes() for run in ("a-seed1", "b-seed1", "a-seed2")]
     assert same[0] == same[1] != same[2]
     assert cli.main(["train", str(tmp_path / "a.toml"), str(tmp_path / "a.toml"), *call[3:7]]) == errors.USAGE
     assert "a is given twice" in capsys.readouterr().err
+
+
+def test_the_accuracy_told_is_that_of_the_weights(synthetic, tmp_path):
+    (tmp_path / "a.toml").write_text(RECIPE)
+    call = ["train", str(tmp_path / "a.toml"), "--root", str(synthetic), "--out", str(tmp_path / "run"),
+            "--json", str(tmp_path / "a.json")]
+    assert cli.main([*call, "--minutes", "0"]) == 0
+    curve = tmp_path / "run" / "curves.csv"
+    head, row = curve.read_text().splitlines()
+    columns = dict(zip(head.split(","), row.split(","), strict=True))
+    rows = [columns | {"epoch": str(epoch), "iou": iou} for epoch, iou in enumerate(("0.25", "0.5", "0.125"), 1)]
+    run = SimpleNamespace(out=tmp_path / "run", recipe=Recipe.find(str(tmp_path / "a.toml")), epoch=3, finished=False)
+    curve.write_text("\n".join([head, *(",".join(r.values()) for r in rows)]) + "\n")
+    told = _describe_run("a", run)
+    assert told["weights"].endswith("best.safetensors") and told["epochs_done"] == 3
+    assert (told["held_out"]["epoch"], told["held_out"]["iou"]) == (2, 0.5)
+    assert json.loads((tmp_path / "a.json").read_text())["runs"][0]["held_out"]["epoch"] == 1
 
 
 def test_distill(synthetic, tmp_path, capsys):

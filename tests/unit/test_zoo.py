@@ -284,6 +284,7 @@ def test_the_commands_of_the_results_are_those_of_the_cards():
     assert bits <= float(options["--max-weight-bits"]) < 32 / 13
     recipe, shipped = Recipe.find(options["--train"]).as_dict(), card["training"]["recipe"]
     assert recipe.pop("learning_rate") / 10 == pytest.approx(shipped["learning_rate"])
+    assert f"--seed {shipped['seed']}" in row.commands[0] and recipe.pop("seed") is not None
     assert {k: shipped[k] for k in recipe} == recipe
 
 

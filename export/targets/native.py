@@ -221,7 +221,11 @@ class _Writer:
         return follower.outputs[0]
 
     def program(self) -> Program:
-        outputs = [self.float_output(value) for value in self.outputs]
+        outputs: list[int] = []
+        for value in self.outputs:
+            number = self.float_output(value)
+            # Two values may be one tensor, as before and behind a grid that it lies on already.
+            outputs.append(self.copy(number) if number in outputs else number)
         try:
             return Program(tuple(self.tensors), tuple(self.nodes), self.inputs, tuple(outputs))
         except ProgramError as e:

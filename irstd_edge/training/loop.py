@@ -526,10 +526,13 @@ def _read_sets(root: Path, datasets: dict[str, int], cache: dict) -> list[tuple[
 
 
 def _averaging(decay: float):
-    """The update of the running average: the share of the old is ``decay``, less in the first steps."""
+    """The update of the running average: the share of the old is ``decay``, less in the first steps.
+
+    Until then it weighs step k by k^2: the last quarter of the steps counts for more than half.
+    """
     @torch.no_grad()
     def update(averages, currents, count) -> None:
-        share = max(1 - decay, 9 / (10 + float(count)))
+        share = max(1 - decay, 3 / (4 + float(count)))
         floating = [pair for pair in zip(averages, currents, strict=True) if pair[0].is_floating_point()]
         if floating:
             torch._foreach_lerp_(*(list(side) for side in zip(*floating, strict=True)), share)

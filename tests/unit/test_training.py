@@ -62,6 +62,14 @@ def test_running_average_forgets_the_first_weights_soon():
     assert average[0].item() > 0.999 and average[1].item() == 60
 
 
+def test_running_average_looks_back_over_a_share_of_the_steps_at_first_and_then_as_far_as_its_decay():
+    for decay, behind in ((0.9999, 1000 / 4), (0.99, 99)):  # mean of k weighted by k^2; decay / (1 - decay)
+        average, update = [torch.zeros(1)], _averaging(decay)
+        for step in range(1, 1001):
+            update(average, [torch.tensor([float(step)])], torch.tensor(step))
+        assert 1000 - average[0].item() == pytest.approx(behind, rel=0.02)
+
+
 def test_latent_weights_are_clipped():
     layer = BinaryConv2d(1, 1, 1)
     nn.init.constant_(layer.weight, 3.0)

@@ -252,11 +252,13 @@ def _image_size(path: Path) -> tuple[int, int]:
 def random_crop(
     image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, target_probability: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A ``size`` x ``size`` crop, zero-padded where the image is smaller, then random flips and transposition.
+    """A ``size`` x ``size`` crop of the image, zero-padded as for the test, then random flips and transposition.
 
-    With ``target_probability`` the crop holds a random target pixel (BasicIRSTD).
+    Padded is to multiples of :data:`PAD_MULTIPLE`, by a quarter of the crop at most, and at least to ``size``. With ``target_probability`` the crop holds a
+    random target pixel (BasicIRSTD). Any other crop may be drawn up to half outside, and is then moved to the border:
+    else the outermost rows, where sensors leave bright lines, would hardly ever be seen in training.
     """
-    pads = [(0, max(0, size - s)) for s in image.shape]
+    pads = [(0, max(size - s, min(-s % PAD_MULTIPLE, size // 4))) for s in image.shape]
     image, mask = np.pad(image, pads), np.pad(mask, pads)
     room = [s - size for s in image.shape]
     targets = np.argwhere(mask > 127)
@@ -264,7 +266,8 @@ def random_crop(
         pixel = targets[rng.integers(len(targets))]
         corner = [int(rng.integers(max(0, p - size + 1), min(r, p) + 1)) for p, r in zip(pixel, room, strict=True)]
     else:
-        corner = [int(rng.integers(r + 1)) for r in room]
+        outside = size // 2
+        corner = [int(rng.integers(-outside, r + outside + 1).clip(0, r)) for r in room]
     window = tuple(slice(c, c + size) for c in corner)
     image, mask = image[window], mask[window]
     if rng.random() < 0.5:

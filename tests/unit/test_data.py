@@ -109,12 +109,24 @@ def test_crops_keep_image_and_mask_aligned_and_flip_both():
         crop, crop_mask = random_crop(image, mask, 24, rng)
         assert crop.shape == crop_mask.shape == (24, 24)
         assert set(crop[crop_mask > 0]) == targets & set(crop.ravel())
-        orientations.add((np.sign(crop[0, 1] - crop[0, 0]), abs(crop[0, 1] - crop[0, 0]),
-                          np.sign(crop[1, 0] - crop[0, 0])))
+        inside = np.argwhere(crop[:-1, :-1] * crop[1:, :-1] * crop[:-1, 1:])[0]
+        here, right, below = (crop[tuple(inside + step)] for step in ((0, 0), (0, 1), (1, 0)))
+        orientations.add((np.sign(right - here), abs(right - here), np.sign(below - here)))
         holds += bool(crop_mask.any())
     assert len(orientations) == 8
     assert holds > 100
     assert all(random_crop(image, mask, 24, rng, 1.0)[1].any() for _ in range(100))
+
+
+def test_crops_hold_each_border_of_the_image_and_its_padding_often():
+    rng = np.random.default_rng(0)
+    image, inside = np.mgrid[1:251, 1:301][0].astype(np.float32), np.ones((250, 300), np.uint8)
+    crops = [random_crop(image, inside, 128, rng, 0.0) for _ in range(400)]
+    # A crop begins at one of 257 rows, of which 65 are the first or outside; without that it were 1 of 129.
+    assert np.mean([(rows == 1).any() for rows, _ in crops]) == pytest.approx(65 / 257, abs=0.07)
+    assert np.mean([(rows == 250).any() for rows, _ in crops]) > 0.2
+    assert np.mean([(mask == 0).any() for _, mask in crops]) > 0.25, "zeros, as images are padded for the test"
+    assert all(((rows == 0) == (mask == 0)).all() for rows, mask in crops)
 
 
 def test_small_images_are_padded_to_the_crop():

@@ -254,9 +254,10 @@ def random_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A ``size`` x ``size`` crop of the image, zero-padded as for the test, then random flips and transposition.
 
-    Padded is to multiples of :data:`PAD_MULTIPLE`, by a quarter of the crop at most, and at least to ``size``. With ``target_probability`` the crop holds a
-    random target pixel (BasicIRSTD). Any other crop may be drawn up to half outside, and is then moved to the border:
-    else the outermost rows, where sensors leave bright lines, would hardly ever be seen in training.
+    Padded is to multiples of :data:`PAD_MULTIPLE`, by a quarter of the crop at most, and at least to ``size``. With
+    ``target_probability`` the crop holds a random target pixel (BasicIRSTD). Any other crop may be drawn up to half
+    outside, and is then moved to the border: else the outermost rows, where sensors leave bright lines, would hardly
+    ever be seen in training.
     """
     pads = [(0, max(size - s, min(-s % PAD_MULTIPLE, size // 4))) for s in image.shape]
     image, mask = np.pad(image, pads), np.pad(mask, pads)

@@ -109,10 +109,9 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     unexpected keys, the shapes that differ and the tensors that hold NaN or infinity.
     """
     own = network.state_dict()
-    # A network that wraps another has the prefix on all its own keys: give back what reading took off.
-    for prefix in PREFIXES:
-        if own and all(k.startswith(prefix) for k in own) and not any(k.startswith(prefix) for k in tensors):
-            tensors = {prefix + k: v for k, v in tensors.items()}
+    # A network that wraps others has prefixes on all its own keys: give back what reading took off.
+    wrapped = dict(zip(_strip_prefixes(own), own, strict=True))
+    tensors = {wrapped.get(k, k): v for k, v in tensors.items()}
     missing = [k for k in own if k not in tensors and not k.endswith(_IGNORED)]
     unexpected = [k for k in tensors if k not in own]
     shapes = [f"{k} {list(tensors[k].shape)}, network {list(own[k].shape)}"
@@ -380,7 +379,9 @@ def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[flo
 
 def recorded_normalisation(checkpoint: Path) -> dict | None:
     """``mean`` and ``std`` of the training run, or the quantisation, in whose folder a checkpoint lies, or None."""
-    for name in ("recipe.json", "quantisation.json"):
+    records = ("recipe.json", "quantisation.json")
+    # Training may go on in the folder of what was quantised.
+    for name in reversed(records) if Path(checkpoint).name == "quantised.safetensors" else records:
         try:
             found = json.loads((Path(checkpoint).parent / name).read_text())["normalisation"]
             return {"mean": float(found["mean"]), "std": float(found["std"])}

@@ -7,6 +7,7 @@ The public sets and where to get them: ``irstd-edge data``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,18 @@ class Dataset:
             return DATASETS[self.name].normalisation
         images = [self[i].image for i in range(len(self))]
         return Normalisation(float(np.mean([i.mean() for i in images])), float(np.mean([i.std() for i in images])))
+
+
+def split_validation(count: int, share: float) -> tuple[list[int], list[int]]:
+    """Indices to train on and to validate on, evenly over the images: ``share`` of them, one at least of several.
+
+    All train where the share is 0.
+    """
+    part = Fraction(share).limit_denominator(10_000)
+    held = [i for i in range(count) if (i + 1) * part // 1 > i * part // 1]
+    if part and not held and count > 1:
+        held = [count - 1]
+    return sorted(set(range(count)) - set(held)), held
 
 
 def to_protocol(sample: Sample, protocol: str) -> Sample:

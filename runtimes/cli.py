@@ -64,8 +64,8 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.argument("network", required=False, metavar="NETWORK|DIR")
 @click.option("--dataset", help="Name of a data set's folder, as NUAA-SIRST.")
 @click.option("--root", type=PATH, help="The folder that holds the data set's folder.")
-@click.option("--split", default="test", show_default=True, metavar="test|train|FILE",
-              help="Or a file of names, one a line: its path, or that below img_idx, as idx_427/test.")
+@click.option("--split", metavar="test|train|FILE",
+              help="Default test. Or a file of names, one a line: its path, or that below img_idx, as idx_427/test.")
 @click.option("--protocol", type=click.Choice(["basicirstd", "resize256"]), default="basicirstd", show_default=True,
               help="Native size, or everything resized to 256 x 256; their figures are not comparable.")
 @click.option("--roc", "roc_file", type=PATH, metavar="FILE.csv",
@@ -95,12 +95,15 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
     from irstd_edge.plots import require_matplotlib
     from irstd_edge.runtimes import accuracy, review
     from irstd_edge.runtimes.video import count_frames
+    from irstd_edge.training.seen import count_seen
 
     _both(dataset, root)
     if not dataset and not clips:
         raise click.UsageError("name --dataset NAME --root DIR, or --clips DIR")
-    if not dataset and (roc_file or worst_file):
-        raise click.UsageError("--roc and --worst need --dataset NAME --root DIR")
+    if not dataset and (roc_file or worst_file or split):
+        raise click.UsageError("--roc, --worst and --split need --dataset NAME --root DIR")
+    if split and ":" in dataset:
+        raise click.UsageError(f"--dataset {dataset} names a split already: leave out --split {split}")
     for file in filter(None, (roc_file, worst_file)):
         check_writable(file)
     if worst_file:
@@ -109,14 +112,19 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         if roc_file.suffix.lower() == ".png":
             raise click.UsageError(f"{roc_file}: name the CSV; the plot is written beside it as .png")
         require_matplotlib()
-    samples = Dataset.named(root, dataset, split) if dataset else None
+    samples = Dataset.named(root, dataset, split or "test") if dataset else None
     files = accuracy.list_clips(clips) if clips else []
-    name, session, preprocessing, usual = _open_network(
+    name, session, preprocessing, usual, recipe = _open_network(
         network, artefact, threads, checkpoint=checkpoint, from_layout=from_layout, model=model,
         allow_pickle=allow_pickle, mean=mean, std=std)
     threshold = usual if threshold is None else threshold
+    seen = count_seen(recipe, root, samples) if samples and recipe else None
+    if seen:
+        click.echo(f"warning: {name} was trained on {seen} of these {len(samples)} images; no figure of this tells "
+                   f"how it does on others", err=True)
     report = {
-        "network": name, "artefact": session.artefact, "runtime": session.runtime, "dataset": dataset, "split": split,
+        "network": name, "artefact": session.artefact, "runtime": session.runtime,
+        "dataset": samples and samples.name, "split": samples and samples.split, "trained_on": seen,
         "protocol": protocol, "metric": accuracy.METRIC, "threshold": threshold, "threads": threads,
         "normalisation": {"mean": preprocessing.mean, "std": preprocessing.std}, "accuracy": None, "clips": None,
     }
@@ -141,7 +149,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
     if sweep:
         rows = sweep.rows()
         _write_csv(roc_file, tuple(rows[0]), rows)
-        review.plot_sweep(rows, threshold, f"{name}, {dataset} {split}", roc_file.with_suffix(".png"))
+        review.plot_sweep(rows, threshold, f"{name}, {samples.name} {samples.split}", roc_file.with_suffix(".png"))
     if worst:
         report["worst"] = [{"image": c.name, "iou": c.iou} for c in worst.cases]
         _save_picture(review.worst_sheet(worst.cases), worst_file)
@@ -262,24 +270,29 @@ def _both(dataset: str | None, root: Path | None) -> None:
 
 
 def _open_network(reference: str | None, artefact: str, threads: int, **options
-                  ) -> tuple[str, Session, Preprocessing, float]:
-    """A session on a bundle's artefact or on a network: its name, session, preprocessing and threshold."""
+                  ) -> tuple[str, Session, Preprocessing, float, dict | None]:
+    """A session on a bundle's artefact or on a network: its name, session, preprocessing, threshold, and the recipe
+    that it was trained by, where that is known."""
     from irstd_edge.bundle import MANIFEST, Bundle
     from irstd_edge.runtimes.session import open_session
+    from irstd_edge.training.seen import training_recipe
 
     if reference and ("/" in reference or (Path(reference) / MANIFEST).is_file()):
         given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
         if given:
             raise click.UsageError(f"{reference} is a bundle, which has its own network: leave out {', '.join(given)}")
         manifest = (bundle := Bundle.open(Path(reference))).manifest
-        return manifest.network, open_session(bundle, artefact, threads), manifest.preprocessing, manifest.threshold
+        recipe = training_recipe(manifest.factory, None, manifest.checkpoint_sha256)
+        return (manifest.network, open_session(bundle, artefact, threads), manifest.preprocessing, manifest.threshold,
+                recipe)
     if artefact != "torch":
         raise click.UsageError(f"--artefact {artefact} needs a bundle, as irstd-edge export writes it")
     from irstd_edge.checkpoints import load_network
     from irstd_edge.runtimes.pytorch import TorchSession
 
     loaded = load_network(reference, **options)
-    return loaded.name, TorchSession(loaded.network, threads), loaded.preprocessing, loaded.threshold
+    recipe = training_recipe(loaded.factory, options["checkpoint"], loaded.checkpoint_sha256)
+    return loaded.name, TorchSession(loaded.network, threads), loaded.preprocessing, loaded.threshold, recipe
 
 
 @contextmanager

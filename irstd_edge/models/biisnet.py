@@ -60,8 +60,8 @@ def biisnet(reading: str = "add", **kwargs) -> BiisNet:
     return BiisNet(unit=partial(DotBinaryConv2d, reading=reading), **kwargs)
 
 
-#: Networks of biisnet's topology and budget by what follows ``biisnet-`` in their names: one choice changed each, or
-#: the unit of another binary network.
+#: Networks of biisnet's topology and budget (but for ``pointwise``, whose path costs more) by what follows ``biisnet-``
+#: in their names: one choice changed each, or the unit of another binary network.
 VARIANTS: dict[str, UnitStyle] = {
     "modulate": dot_style("modulate"),
     "pointwise": dot_style("pointwise"),

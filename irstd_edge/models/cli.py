@@ -23,21 +23,22 @@ def models(json_file: JsonFile | None) -> None:
     entries = describe_models()
     table = Table(title="Networks at 256 x 256", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("network", no_wrap=True)
-    for name in (*_COUNTS.values(), *_OPERATIONS.values()):
+    for name in (*_COUNTS.values(), *_OPERATIONS.values(), "file"):
         table.add_column(name, justify="right", no_wrap=True)
     console, notes = Console(highlight=False), []
     for family, group in groupby(entries, lambda e: e["family"]):
         table.add_section()
         notes += ["", family]
         for e in group:
-            table.add_row(e["name"], *(f"{e['params'][k]:,}" for k in _COUNTS), *(_short(e[k]) for k in _OPERATIONS))
+            table.add_row(e["name"], *(f"{e['params'][k]:,}" for k in _COUNTS), *(_short(e[k]) for k in _OPERATIONS),
+                          "" if e["weights_bytes"] is None else f"{e['weights_bytes'] / 1e6:.2f} MB")
             notes.append(f"  {e['name']}: {e['summary']}; {e['source']}")
             notes += [f"    {name} ({m['protocol']}): " + "  ".join(f"{v} {m[k]:.4f}" for k, v in _METRICS.items())
                       + f"  Fa {m['fa'] * 1e6:.2f}e-6" for name, m in e["metrics"].items()]
     console.print(table)
     console.print("Learned values: raw = all; /32+conv = bits of compressed weights / 32 + full-precision\n"
                   "convolutions (the field's count); /32+all = those bits / 32 + all else. OPs = MACs + BOPs / 64.\n"
-                  "Accuracy stands with the networks whose trained weights are here; details: docs/models.md",
+                  "file: of the trained weights that come with it, whose accuracy is below; details: docs/models.md",
                   soft_wrap=True)
     console.print("\n".join(notes), soft_wrap=True)
     if json_file:
@@ -46,8 +47,8 @@ def models(json_file: JsonFile | None) -> None:
 
 def describe_models() -> list[dict]:
     """Every network of the registry: name, family, summary, source, float_twin, teacher, params, macs, bops, ops,
-    input, metrics by data set. Counted on PyTorch's meta device, where nothing is computed; quantised
-    ones on the CPU."""
+    input, weights_bytes (of the file in the zoo, else None), metrics by data set. Counted on PyTorch's meta device,
+    where nothing is computed; quantised ones on the CPU."""
     import torch
 
     from irstd_edge.checkpoints import form_of
@@ -66,7 +67,8 @@ def describe_models() -> list[dict]:
         complexity = measure_complexity(network).as_dict()
         entries.append({
             "name": m.name, "family": m.family, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
-            "teacher": m.teacher, **complexity, "metrics": (zoo_card(m.name) or {}).get("metrics", {})})
+            "teacher": m.teacher, **complexity, "weights_bytes": weights and weights.stat().st_size,
+            "metrics": (zoo_card(m.name) or {}).get("metrics", {})})
     return entries
 
 

@@ -24,7 +24,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from irstd_edge.checkpoints import InitialWeights, build_network, padding_of, save_weights
-from irstd_edge.data import PAD_MULTIPLE, PROTOCOLS, Dataset, Normalisation, Sample, normalise, random_crop
+from irstd_edge.data import (
+    PAD_MULTIPLE,
+    PROTOCOLS,
+    Dataset,
+    Normalisation,
+    Sample,
+    normalise,
+    random_crop,
+    split_validation,
+)
 from irstd_edge.errors import UnsupportedError, first_line
 from irstd_edge.files import replacing, write_text
 from irstd_edge.metrics import Accuracy, evaluate
@@ -51,7 +60,10 @@ class TrainingError(ValueError):
 
 @dataclass
 class Epoch:
-    """What one epoch reports; accuracy is None where it was not validated, ``parts`` are the terms of the loss."""
+    """What one epoch reports; accuracy is None where it was not validated, ``parts`` are the terms of the loss.
+
+    ``seconds`` are the run's own, without those of runs beside it.
+    """
 
     epoch: int
     loss: float
@@ -66,15 +78,6 @@ class Epoch:
                "seconds": f"{self.seconds:.1f}"}
         return (row | {k: f"{values[k]:.6g}" if k in values else "" for k in ("iou", "niou", "pd", "fa")}
                 | {k: f"{v:.5g}" for k, v in self.parts.items()})
-
-
-def split_validation(count: int, fraction: float) -> tuple[list[int], list[int]]:
-    """Indices to train on and to validate on: every n-th image is held out; all train where fraction is 0."""
-    if fraction <= 0:
-        return list(range(count)), []
-    step = max(2, round(1 / fraction))
-    held = list(range(step - 1, count, step))
-    return sorted(set(range(count)) - set(held)), held
 
 
 def evaluate_network(network: nn.Module, samples: Iterable[Sample], normalisation: Normalisation, device: str = "cpu",
@@ -160,6 +163,8 @@ class Run:
             module; its own parameters are trained along and its state is resumed, but neither is in the saved weights.
             Default: the recipe's loss, with its ``[distill]`` where it has one.
         allow_pickle: let a teacher's checkpoint be a pickle, which can run code.
+        normalisation: of the images, where the weights that it starts from have their own; default that of the first
+            data set.
         record: facts to add to ``recipe.json``.
         cache: data sets already read, by folder and name; several runs may share one.
 
@@ -185,6 +190,7 @@ class Run:
         network: nn.Module | None = None,
         objective: nn.Module | None = None,
         allow_pickle: bool = False,
+        normalisation: Normalisation | None = None,
         record: dict | None = None,
         cache: dict | None = None,
     ):
@@ -195,20 +201,22 @@ class Run:
         if recipe.batch % self.ranks:
             raise TrainingError(f"batch {recipe.batch} cannot be shared by {self.ranks} processes: choose a multiple")
         self.cuda = torch.device(device).type == "cuda"
-        resume = resume and (out / "resume.pt").exists()
-        begun = _recorded_precision(out) if resume else None
+        there = _recorded(out) if resume else {}
+        begun = there.get("precision")
         if begun and precision not in (None, begun):
             raise TrainingError(f"{out} was begun in {begun}: go on with --precision {begun}, or name another --out")
+        if resume and initial is not None:
+            _check_initial(out, there.get("initial"), initial)
         self.precision = precision or begun or ("bf16" if self.cuda else "fp32")
         sets = _read_sets(root, recipe.datasets, {} if cache is None else cache)
-        self.normalisation = sets[0][0]
+        self.normalisation = normalisation or sets[0][0]
         self.samples = [sample for _, samples, _ in sets for sample in samples]
         times = [count for _, samples, count in sets for _ in samples]
         kept, self.held = split_validation(len(self.samples), recipe.validation)
         self.indices = [i for i in kept for _ in range(times[i])]
 
         network = build_network(recipe.network, recipe.seed) if network is None else network
-        if initial is not None:
+        if initial is not None and not resume:
             initial.load_into(network)
         self.network = network.to(device, memory_format=torch.channels_last)
         self.average = torch.optim.swa_utils.AveragedModel(
@@ -226,8 +234,9 @@ class Run:
         self.epoch, self.best = 0, -1.0
         if resume:
             self._load()
-        if self.rank == 0 and self.epoch == 0:
-            self._write_record(initial and initial.record, record or {})
+        elif self.rank == 0:
+            self._write_record(initial and initial.record, {"compiled": compile_network} | (record or {}))
+            self._save()  # so that a run that is stopped before its first validation can go on as it was begun
         # Epochs after the last saved state are trained again.
         self._curve = [row for row in read_curve(out / "curves.csv") if int(row["epoch"]) <= self.epoch]
         self._saved = time.monotonic()
@@ -253,14 +262,16 @@ class Run:
 
     def _epochs(self, deadline: float | None) -> Iterator[Epoch | None]:
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
-            began = time.monotonic()
+            began, elsewhere = time.monotonic(), 0.0
             rate = self.recipe.learning_rate_at(epoch)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             losses: list[dict[str, torch.Tensor]] = []
             for number, (x, target) in enumerate(self._batches(epoch)):
                 losses.append(self._train(epoch, number, x, target))
+                left = time.monotonic()
                 yield None
+                elsewhere += time.monotonic() - left
             means = {k: float(torch.stack([part[k] for part in losses]).mean()) for k in losses[0]}
             means = mean_over_ranks(means, self.device)
             loss = means.pop("loss")
@@ -271,7 +282,7 @@ class Run:
             accuracy = self._validate() if validated and self.rank == 0 else None
             seconds = time.monotonic() - began
             out_of_time = agree(deadline is not None and time.monotonic() + seconds > deadline, self.device)
-            report = Epoch(epoch, loss, rate, seconds, accuracy, means)
+            report = Epoch(epoch, loss, rate, seconds - elsewhere, accuracy, means)
             if self.rank == 0:
                 self._curve.append(report.row())
                 _write_curve(self.out / "curves.csv", self._curve)
@@ -374,6 +385,7 @@ class Run:
         record = self.recipe.as_dict() | {
             "normalisation": self.normalisation.__dict__, "held_out": self.held, "images": len(self.samples),
             "initial": initial, "precision": self.precision, "processes": self.ranks,
+            "threads": torch.get_num_threads(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(self.device),
         } | getattr(self.objective, "record", {}) | facts
         try:
@@ -489,7 +501,7 @@ def describe_machine(device: str = "cpu") -> str:
 
 def holds_run(out: Path) -> bool:
     """Whether there is a run in a folder to go on with."""
-    return any((out / name).exists() for name in ("resume.pt", "recipe.json"))
+    return (out / "resume.pt").exists()
 
 
 def check_folder(out: Path, resume: bool) -> None:
@@ -501,12 +513,20 @@ def check_folder(out: Path, resume: bool) -> None:
         raise TrainingError(f"{out} holds a run already: go on with it by --resume, or name another --out")
 
 
-def _recorded_precision(out: Path) -> str | None:
-    """The precision that a run has been trained in; None where there is no record, or one of older code."""
+def _recorded(out: Path) -> dict:
+    """The record of the run in a folder."""
     try:
-        return json.loads((out / "recipe.json").read_text()).get("precision")
-    except (OSError, ValueError):
-        return None
+        return json.loads((out / "recipe.json").read_text())
+    except (OSError, ValueError) as e:
+        raise TrainingError(f"{out / 'recipe.json'}: cannot be read ({first_line(e)}); name another --out to start anew"
+                            ) from e
+
+
+def _check_initial(out: Path, there: dict | None, initial: InitialWeights) -> None:
+    if not there or there["sha256"] != initial.record["sha256"]:
+        begun = f"from other weights, {there['file']}" if there else "without --init"
+        raise TrainingError(f"{out} was begun {begun}: leave out --init, which is for the start alone, "
+                            "or name another --out")
 
 
 def _shown(value) -> str:
@@ -544,11 +564,9 @@ def _averaging(decay: float):
 
 
 def _load_state(path: Path, device: str) -> dict:
-    """Read ``resume.pt``; the numpy scalars that runs of older code hold are let through, nothing else."""
-    numpy_scalar = [np.dtype, np.dtypes.Float64DType, type(np.float64(0)).__reduce__(np.float64(0))[0]]
+    """Read ``resume.pt``."""
     try:
-        with torch.serialization.safe_globals(numpy_scalar):
-            return torch.load(path, weights_only=True, map_location=device)
+        return torch.load(path, weights_only=True, map_location=device)
     except Exception as e:
         raise TrainingError(f"{path}: cannot be read ({type(e).__name__}); name another --out to start anew") from e
 

@@ -140,7 +140,7 @@ def _recipe(reference: str, factory: str | None, dataset: str | None, epochs: in
 
 def _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
               edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
-    from irstd_edge.data import Dataset
+    from irstd_edge.data import Dataset, split_validation
     from irstd_edge.files import check_writable
     from irstd_edge.training import quantisation as q
     from irstd_edge.training.bits import (
@@ -151,7 +151,6 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
         parse_bits,
         search_assignments,
     )
-    from irstd_edge.training.loop import split_validation
 
     check_writable(out / q.MANIFEST)
     rules = []
@@ -239,15 +238,19 @@ def _named(rules, name: str) -> bool:
 
 def _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file) -> None:
     from irstd_edge.checkpoints import build_network, restore
+    from irstd_edge.data import Normalisation
     from irstd_edge.training.loop import Run, holds_run
     from irstd_edge.training.quantisation import WEIGHTS
 
     cache: dict = {}
+    # The steps were found on images normalised so.
+    normalisation = Normalisation(**_manifest(out)["normalisation"])
 
     def make(recipe, folder, own_device) -> Run:
         return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                    resume=holds_run(folder), network=restore(build_network(factory), out / WEIGHTS),
-                   record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)}, cache=cache)
+                   normalisation=normalisation, cache=cache,
+                   record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)})
 
     train_runs(planned, make, device, minutes, began, json_file, _manifest(out))
 

@@ -15,7 +15,6 @@ import shutil
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,8 +32,9 @@ from irstd_edge.files import replacing, write_text
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.nn.quant import QuantConv2d
-from irstd_edge.training.loop import TrainingError, describe_machine, evaluate_network, read_curve
+from irstd_edge.training.loop import TrainingError, evaluate_network, read_curve
 from irstd_edge.training.recipe import parse_datasets
+from irstd_edge.training.seen import count_seen
 from irstd_edge.zoo import ZOO
 
 SCHEMA_VERSION = 2
@@ -47,19 +47,20 @@ _OTHER = {"best": "last", "last": "best"}
 _QUANTISATION = "quantisation.json"
 _FIGURES = ("iou", "niou", "pd", "fa")
 #: What a run records besides the fields of its recipe.
-_FACTS = ("normalisation", "held_out", "images", "initial", "started", "machine", "processes", "teacher")
+_FACTS = ("normalisation", "held_out", "images", "initial", "started", "machine", "processes", "threads", "compiled",
+          "teacher")
 
 
 def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path | None = None, which: str = "best",
                   datasets: Sequence[str] = (), protocols: Sequence[str] = PROTOCOLS[:1], note: str = "",
-                  half: bool = False, device: str = "cpu") -> dict:
+                  half: bool = False, device: str = "cpu", summary: str = "", source: str = "") -> dict:
     """The facts of runs of :func:`irstd_edge.training.loop.train`, their weights measured on the test splits.
 
     Nothing is written but ``weights``, once all facts are known.
 
     Args:
         runs: the folders of the runs, of one recipe but for the seed.
-        name: the network of the registry that the weights are for.
+        name: the network of the registry that the weights are for; of runs of ``package.module:factory`` any name.
         root: the folder that holds the data sets.
         weights: where to write the weights of the published run, as they are measured.
         which: ``best`` (highest IoU on the held-out images), ``last``, or ``quantised``: as it was calibrated, before
@@ -69,12 +70,15 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
         note: what the runs themselves do not record, such as where their initial weights came from.
         half: publish the weights of convolutions and linear layers as float16; they are measured so.
         device: to measure on.
+        summary, source: what the network is and where it is from; default what the registry says of it.
 
     Raises :class:`~irstd_edge.training.loop.TrainingError`, :class:`~irstd_edge.checkpoints.CheckpointError`,
     :class:`~irstd_edge.data.DataError`.
     """
-    model = get_model(name)
     records = [_read_record(run, name, which) for run in runs]
+    own = records[0]["network"] if ":" in records[0]["network"] else None
+    if not own:
+        summary, source = summary or get_model(name).summary, source or get_model(name).source
     _check_alike(runs, records)
     if not datasets:
         datasets = tuple(parse_datasets(records[0]["dataset"])) if records[0].get("dataset") else ()
@@ -82,6 +86,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
         if own_splits or not datasets:
             example = f"{own_splits[0]}:SPLIT" if own_splits else "NAME"
             raise TrainingError(f"{runs[0]}: does not say what to measure on: give --dataset {example}")
+    for dataset in datasets:
+        _check_unseen(records[0], root, Dataset.named(root, dataset, "test"))
     held_out = [_chosen(run, record, which).get("iou") or "-1" for run, record in zip(runs, records, strict=True)]
     published = max(range(len(runs)), key=lambda i: float(held_out[i]))
     with TemporaryDirectory() as scratch:
@@ -90,12 +96,12 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             file = Path(scratch) / f"{which}{i}.safetensors"
             _copy_weights(runs[i] / f"{which}.safetensors", file, half)
             constants = records[i]["normalisation"]
-            loaded = load_network(name, checkpoint=file, mean=constants["mean"], std=constants["std"])
+            loaded = load_network(name, model=own, checkpoint=file, mean=constants["mean"], std=constants["std"])
             network = loaded.network.to(device)
             return file, loaded, {
                 key: {"split": split, "protocol": protocol, **evaluate_network(
                     network, Dataset(root, dataset, split), loaded.preprocessing, device, protocol).as_dict(),
-                    "command": _command(name, dataset, split, protocol)}
+                    "command": _command(name, own, dataset, split, protocol)}
                 for key, dataset, split, protocol in _splits(datasets, protocols)}
 
         measured = [measure(i, which) for i in range(len(runs))]
@@ -107,7 +113,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             other = {"which": second, "epoch": int(_chosen(run, record, second)["epoch"]),
                      "metrics": _figures(measure(published, second)[2])}
         card = {
-            "schema_version": SCHEMA_VERSION, "name": name, "summary": model.summary, "source": model.source,
+            "schema_version": SCHEMA_VERSION, "name": name, "summary": summary or f"network made by {own}",
+            "source": source or "the user's own",
             "weights": {"file": f"{name}.safetensors", "which": which, "sha256": sha256(file),
                         "bytes": file.stat().st_size, "half": half},
             "complexity": measure_complexity(network).as_dict(),
@@ -119,7 +126,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             "metrics": metrics,
             "other_weights": other,
             "runs": [] if len(runs) == 1 else [
-                {"seed": records[i]["seed"], "published": i == published, "metrics": _figures(found)}
+                {"seed": records[i]["seed"], "published": i == published, "initial": records[i]["initial"],
+                 "metrics": _figures(found)}
                 for i, (_, _, found) in enumerate(measured)],
         }
         if weights is not None:
@@ -157,17 +165,27 @@ def _read_record(run: Path, name: str, which: str) -> dict:
     record["initial"] = record.get("initial") or None
     # A quantised network has a name of its own, beside that of the float network that it is made from.
     trained = record["network"]
-    if trained != name and not (trained in MODELS and MODELS[trained].factory is get_model(name).factory):
+    if ":" not in trained and trained != name and not (
+            trained in MODELS and MODELS[trained].factory is get_model(name).factory):
         raise TrainingError(f"{run}: trains {record['network']}, not {name}")
     return record
 
 
+def _check_unseen(record: dict, root: Path, samples: Dataset) -> None:
+    if record.get("dataset") and "validation" in record and (seen := count_seen(record, root, samples)):
+        raise TrainingError(f"{seen} of the {len(samples)} images of {samples.name}, split {samples.split}, were "
+                            f"trained on: give --dataset {samples.name}:SPLIT with a split of others")
+
+
 def _check_alike(runs: Sequence[Path], records: Sequence[dict]) -> None:
     for run, record in zip(runs[1:], records[1:], strict=True):
-        for key in {*records[0], *record} - {*_FACTS, "seed"} | {"initial"}:
+        for key in {*records[0], *record} - {*_FACTS, "seed"}:
             if record.get(key) != records[0].get(key):
                 raise TrainingError(f"{run}: its {key} is {record.get(key)!r}, that of {runs[0]} "
                                     f"{records[0].get(key)!r}; runs of one card differ by their seeds alone")
+    if len({bool(record["initial"]) for record in records}) > 1:
+        raise TrainingError(f"{', '.join(map(str, runs))}: one of them began from other weights than random ones, one "
+                            "did not; runs of one card do alike")
     seeds = [record.get("seed") for record in records]
     if len(set(seeds)) < len(seeds):
         raise TrainingError(f"{', '.join(map(str, runs))}: runs of one card need different seeds, got {seeds}")
@@ -200,8 +218,9 @@ def _splits(datasets: Sequence[str], protocols: Sequence[str]):
             yield reference + ("" if protocol == PROTOCOLS[0] else f", {protocol}"), dataset, split or "test", protocol
 
 
-def _command(name: str, dataset: str, split: str, protocol: str) -> str:
-    return (f"irstd-edge evaluate {name} --dataset {dataset} --root PATH"
+def _command(name: str, own: str | None, dataset: str, split: str, protocol: str) -> str:
+    network = name if own is None else f"{name} --model {own} --checkpoint {name}.safetensors"
+    return (f"irstd-edge evaluate {network} --dataset {dataset} --root PATH"
             + ("" if split == "test" else f" --split {split}")
             + ("" if protocol == PROTOCOLS[0] else f" --protocol {protocol}"))
 
@@ -236,8 +255,8 @@ def _describe_training(run: Path, record: dict, root: Path, which: str, note: st
         "held_out_accuracy": {k: float(chosen[k]) for k in _FIGURES if chosen[k]},
         "final_loss": float(curve[-1]["loss"]),
         "seconds": round(sum(float(row["seconds"]) for row in curve)),
-        "date": record.get("started", _date(run / f"{which}.safetensors")),
-        "machine": record.get("machine", describe_machine()),
+        "date": record["started"],
+        "machine": record["machine"],
     }
 
 
@@ -290,7 +309,7 @@ Finding small targets in single grey infrared images: a probability per pixel, t
 {rows}
 
 Threshold {card['threshold']:g}. The definitions, and why Fa has two columns: docs/metrics.md.
-{_render_other(card)}{_render_seeds(runs)}{_render_training(card)}
+{_render_other(card)}{_render_seeds(card)}{_render_training(card)}
 ## Limits
 - Measured on {', '.join(names)} alone{'; not on ' + ' or '.join(others) if others else ''}.{spread}
 - Images of another sensor, band or scale may need training anew. It looks at single images, knows no classes, and no
@@ -331,12 +350,10 @@ the end {t['final_loss']:.4f}{note}
 """
 
 
-def _render_initial(initial: dict | bool | None) -> str:
-    """Which weights a training began from; runs of older code recorded only that there were some."""
+def _render_initial(initial: dict | None) -> str:
+    """Which weights a training began from."""
     if not initial:
         return ""
-    if not isinstance(initial, dict):
-        return "\n- began from other weights than random ones; which is not recorded"
     layout = f", read by --from-layout {initial['from_layout']}" if initial["from_layout"] else ""
     return f"\n- began from the weights {initial['file']}, SHA-256 `{initial['sha256']}`{layout}"
 
@@ -372,8 +389,9 @@ def _render_precision(card: dict) -> str:
 """
 
 
-def _render_seeds(runs: list[dict]) -> str:
+def _render_seeds(card: dict) -> str:
     """Mean and standard deviation over the runs, and each run."""
+    runs = card.get("runs", [])
     if not runs:
         return ""
     lines = ["", f"### Over {len(runs)} seeds", "| data | run | IoU | nIoU | Pd | Fa |", "|---|---|---|---|---|---|"]
@@ -383,7 +401,11 @@ def _render_seeds(runs: list[dict]) -> str:
             lines.append(f"| {key} | {title} | " + " | ".join(_format(k, figure(v)) for k, v in values.items()) + " |")
         lines += [f"| {key} | seed {run['seed']}{', published' if run['published'] else ''} | "
                   + " | ".join(_format(k, run["metrics"][key][k]) for k in _FIGURES) + " |" for run in runs]
-    return "\n".join([*lines, "", "Published is the run of the highest IoU on the held-out training images.", ""])
+    chosen = ("the run of the highest IoU on the held-out training images" if card["training"]["held_out"] else
+              "the first run: none held images out")
+    began = len({str(run.get("initial")) for run in runs}) > 1
+    return "\n".join([*lines, "", f"Published is {chosen}."
+                      + (" Each began from weights of its own." if began else ""), ""])
 
 
 def publish(card: dict, weights: Path, folder: Path = ZOO) -> list[Path]:
@@ -414,13 +436,9 @@ def _format(key: str, value: float) -> str:
     return f"{value * 1e6:.2f}e-6" if key.startswith("fa") else f"{value:.4f}"
 
 
-def _date(path: Path) -> str:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-
-
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1)
-@click.option("--name", help="Network of the registry.")
+@click.option("--name", help="Network of the registry, or what to call your own.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data sets.")
 @click.option("--which", type=click.Choice(WHICH), default="best", show_default=True)
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME[:SPLIT]",
@@ -430,10 +448,16 @@ def _date(path: Path) -> str:
 @click.option("--half", is_flag=True, help="Publish weights as float16, measured so.")
 @click.option("--device", default="cpu", show_default=True, help="To measure on.")
 @click.option("--note", default="", help="What the run does not record, such as where its initial weights came from.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ZOO,
-              help="Folder to write to, made where it is not there; default the package's zoo.")
+@click.option("--summary", default="", help="What the network is; default what the registry says of it.")
+@click.option("--source", default="", help="Where it is from, likewise.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder to write to, made where it is not there; default the package's zoo, for its own networks.")
 @click.option("--render", "render_name", metavar="NAME", help="Only write the card of NAME again from its JSON file.")
-def main(runs, name, root, which, datasets, protocols, half, device, note, out, render_name) -> None:
+def main(runs, name, root, which, datasets, protocols, half, device, note, summary, source, out, render_name) -> None:
+    if name and name not in MODELS and out is None:
+        raise click.UsageError(f"{name} is no network of the registry, whose weights the package's zoo holds: "
+                               "give --out")
+    out = out or ZOO
     try:
         if render_name:
             card = json.loads((out / f"{render_name}.json").read_text())
@@ -444,7 +468,8 @@ def main(runs, name, root, which, datasets, protocols, half, device, note, out, 
         with TemporaryDirectory() as scratch:
             weights = Path(scratch) / "weights"
             card = describe_runs(runs, name, root, weights=weights, which=which, datasets=datasets,
-                                 protocols=protocols, note=note, half=half, device=device)
+                                 protocols=protocols, note=note, half=half, device=device,
+                                 summary=summary, source=source)
             for path in publish(card, weights, out):
                 click.echo(path)
     except (ValueError, OSError) as e:

@@ -1,10 +1,13 @@
 """The table of accuracy, measured and still to be measured, of ``docs/results.md``.
 
-``python -m irstd_edge.zoo.results`` rewrites it from the cards of the zoo; a test asserts that it is up to date.
+``python -m irstd_edge.zoo.results`` rewrites it from the cards of the zoo, and from the facts of networks that are
+measured but not shipped: :data:`MEASURED` holds ``DATASET/NAME.json`` as :mod:`irstd_edge.zoo.card` writes it. A test
+asserts that the page is up to date.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from irstd_edge.data import DATASETS
 from irstd_edge.zoo import zoo_card
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "results.md"
+MEASURED = PAGE.with_suffix("")
 HEAD = "| network | data set | asked | IoU | nIoU | Pd | Fa | trained |"
 _OPTIONS = "--dataset DATASET --root DATA --seed 1 --seed 2 --seed 3 --device cuda --out runs/DATASET/"
 NUAA, NUDT, IRSTD = DATASETS
@@ -44,10 +48,16 @@ def _everywhere(text: str) -> dict[str, str]:
 
 _RESUNET, _SFORMER = (f"runs/DATASET/{n}/{n}-nuaa-seed1/best.safetensors" for n in ("resunet", "sformer"))
 _TEACHER = "runs/DATASET/resunet-three/resunet-nuaa-seed1/best.safetensors"
+_CARD = "python -m irstd_edge.zoo.card runs/{0}/NETWORK/*/ --name NETWORK --root DATA --out cards/{0}"
 #: The official 341 / 86 split.
 _OFFICIAL = f"{NUAA}:idx_427"
 _MDPNET = (f"irstd-edge train sformer-nuaa {_OPTIONS}sformer",
            f"irstd-edge distill mdpnet-sformer-nuaa --teacher-checkpoint {_SFORMER} {_OPTIONS}mdpnet")
+
+
+def _official(command: str) -> str:
+    return command.replace("--dataset DATASET", f"--dataset {_OFFICIAL}/trainval").replace("DATASET", "official")
+
 
 ROWS = (
     _trained("acm"), _trained("alcnet"), _trained("dnanet"), _trained("resunet"),
@@ -56,10 +66,9 @@ ROWS = (
     *(_trained(f"biisnet-{kind}", "biisnet-nuaa --network NETWORK", datasets=(NUAA,)) for kind in (
         "float", "modulate", "pointwise", "nopath", "ste", "approxsign", "tanh", "xnor", "bireal", "reactnet",
         "bisrnet")),
-    Row("mdpnet", tuple(c.replace("--dataset DATASET", f"--dataset {_OFFICIAL}/trainval").replace("DATASET", "official")
-                        for c in _MDPNET), {f"{_OFFICIAL}/test": "nIoU 0.7488, Pd 0.9908"}, (f"{_OFFICIAL}/test",),
-        f"python -m irstd_edge.zoo.card runs/official/mdpnet/*/ --name mdpnet --root DATA --dataset {_OFFICIAL}/test "
-        "--out CARDS"),
+    Row("mdpnet", tuple(map(_official, _MDPNET)), {f"{_OFFICIAL}/test": "nIoU 0.7488, Pd 0.9908"},
+        (f"{_OFFICIAL}/test",), _CARD.format("official").replace("NETWORK", "mdpnet") + f" --dataset {_OFFICIAL}/test"),
+    Row("sformer", (_official(_MDPNET[0]),), datasets=(f"{_OFFICIAL}/test",)),
     Row("mdpnet", _MDPNET, {NUDT: "nIoU 0.7510, Pd 0.9788", IRSTD: "IoU 0.63"}, (NUDT, IRSTD)),
     Row("resunet-one", (
         f"irstd-edge distill resunet-nuaa --student resunet-one --teacher resunet-three "
@@ -72,20 +81,30 @@ ROWS = (
         f"{_OPTIONS}resunet-spmix",
     ), _everywhere("IoU within 0.01 of resunet, at least 0.03 above homogeneous quantisation of equal size")),
 )
-_EVALUATION = "python -m irstd_edge.zoo.card runs/DATASET/NETWORK/*/ --name NETWORK --root DATA --out CARDS"
+_EVALUATION = (_CARD.format("DATASET"), "cp cards/DATASET/NETWORK.json docs/results/DATASET/",
+               "python -m irstd_edge.zoo.results")
 
 
-def _measured(network: str, dataset: str) -> tuple[str, ...]:
-    card = zoo_card(network)
-    found = (card or {}).get("metrics", {}).get(dataset)
-    if found is None:
-        return ("-",) * 5
+def cards_of(network: str) -> list[tuple[dict, bool]]:
+    """Facts of the weights of a network, and whether the zoo ships them; the shipped ones first."""
+    zoo = zoo_card(network)
+    files = sorted(MEASURED.glob(f"*/{network}.json"))
+    return [(card, card is zoo) for card in (zoo, *(json.loads(f.read_text(encoding="utf-8")) for f in files)) if card]
+
+
+def _measured(network: str, dataset: str) -> list[tuple[str, ...]]:
+    """What every card of a network says of a data set."""
+    return [_figures(card, dataset, shipped) for card, shipped in cards_of(network) if dataset in card["metrics"]]
+
+
+def _figures(card: dict, dataset: str, shipped: bool) -> tuple[str, ...]:
+    found = card["metrics"][dataset]
     sets = " + ".join(card["training"]["datasets"])
     ious = [run["metrics"][dataset]["iou"] for run in card.get("runs", [])]
     spread = (f", one of {len(ious)} seeds: IoU {statistics.fmean(ious):.4f} ± {statistics.stdev(ious):.4f}"
               if ious else "")
     return (*(f"{found[k]:.4f}" for k in ("iou", "niou", "pd")), f"{1e6 * found['fa']:.1f}e-6",
-            f"{sets}, {card['training']['epochs_done']} epochs{spread}")
+            f"{sets}, {card['training']['epochs_done']} epochs{spread}{'' if shipped else '; not in the zoo'}")
 
 
 def _work(student: str, teacher: str) -> str:
@@ -100,11 +119,11 @@ def tables() -> str:
     """The table as markdown, what its cards say of the asked sizes, and the commands of its rows."""
     lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
     for row in ROWS:
-        lines += ["| " + " | ".join((f"`{row.network}`", dataset, row.asked.get(dataset, ""),
-                                     *_measured(row.network, dataset))) + " |" for dataset in row.datasets]
+        lines += ["| " + " | ".join((f"`{row.network}`", dataset, row.asked.get(dataset, ""), *figures)) + " |"
+                  for dataset in row.datasets for figures in _measured(row.network, dataset) or [("-",) * 5]]
     commands = dict.fromkeys(command for row in ROWS for command in row.commands)
     work = _work("resunet-one", "resunet-three")
-    cards = [_EVALUATION, *(row.card for row in ROWS if row.card)]
+    cards = [*(row.card for row in ROWS if row.card), *_EVALUATION]
     return "\n".join([*lines, "", work, "", "```sh", *commands, *cards, "```", ""])
 
 

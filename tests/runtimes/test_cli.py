@@ -299,6 +299,32 @@ def test_evaluate_a_network_of_the_registry(tmp_path):
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["network"] == "biisnet" and found["artefact"] == "torch" and found["accuracy"]["images"] == 2
     assert found["normalisation"] == {"mean": 100.0, "std": 30.0}
+    assert (found["dataset"], found["split"], found["trained_on"]) == ("SET", "test", None)
+
+
+def test_evaluate_warns_of_images_that_were_trained_on(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from irstd_edge.checkpoints import build_network
+
+    root = data_set(tmp_path / "data")
+    folder = root / "SET" / "img_idx"
+    names = (folder / "test_SET.txt").read_text().split()
+    (folder / "train_SET.txt").write_text(f"{names[0]}\n")
+    (folder / "other.txt").write_text(f"{names[1]}\n")
+    tensors = {k: v.contiguous() for k, v in build_network("biisnet").state_dict().items()}
+    save_file(tensors, tmp_path / "best.safetensors")
+    (tmp_path / "recipe.json").write_text(json.dumps(
+        {"dataset": "SET", "validation": 0.1, "normalisation": {"mean": 100, "std": 30}}))
+    common = ("evaluate", "biisnet", "--checkpoint", tmp_path / "best.safetensors", "--root", root, "--json",
+              tmp_path / "e.json")
+    assert run(*common, "--dataset", "SET") == errors.OK
+    assert "warning: biisnet was trained on 1 of these 2 images" in capsys.readouterr().err
+    assert json.loads((tmp_path / "e.json").read_text())["trained_on"] == 1
+    assert run(*common, "--dataset", "SET:other") == errors.OK
+    assert "warning" not in capsys.readouterr().err
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert (found["dataset"], found["split"], found["trained_on"]) == ("SET", "other", 0)
 
 
 def test_evaluate_wrong_arguments(bundle, tmp_path, capsys):
@@ -312,7 +338,10 @@ def test_evaluate_wrong_arguments(bundle, tmp_path, capsys):
         ((bundle, *named, "--split", "absent/val"), "absent/val.txt: no such file"),
         ((bundle, *named, "--roc", tmp_path / "roc.png"), "name the CSV"),
         ((bundle, *named, "--worst", tmp_path / "worst.xyz"), "no picture format"),
-        ((bundle, "--clips", tmp_path, "--roc", tmp_path / "roc.csv"), "--roc and --worst need --dataset"),
+        ((bundle, "--clips", tmp_path, "--roc", tmp_path / "roc.csv"), "--roc, --worst and --split need --dataset"),
+        ((bundle, "--clips", tmp_path, "--split", "test"), "--roc, --worst and --split need --dataset"),
+        ((bundle, "--dataset", "SET:test", "--root", named[-1], "--split", "train"),
+         "--dataset SET:test names a split already: leave out --split train"),
     ):
         assert run("evaluate", *arguments) == errors.USAGE, arguments
         assert message in capsys.readouterr().err

@@ -141,6 +141,22 @@ def test_weights_are_loaded_without_counters_and_under_a_networks_own_prefix():
     assert torch.equal(wrapper.model.a.weight, tensors()["a.weight"])
 
 
+@pytest.mark.parametrize("outer", ["module", "model"])
+@pytest.mark.parametrize("inner", ["module", "model"])
+def test_the_weights_of_a_network_wrapped_twice_are_read_back(tmp_path, outer, inner):
+    net = network()
+    for name in (inner, outer):
+        wrapper = nn.Module()
+        wrapper.add_module(name, net)
+        net = wrapper
+    save_weights(net, tmp_path / "a.safetensors")
+    wanted = {k: v.clone() for k, v in net.state_dict().items()}
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    load_weights(net, read_checkpoint(tmp_path / "a.safetensors"))
+    assert same(net.state_dict(), wanted)
+
+
 @pytest.fixture
 def user_module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from irstd_edge import plots
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import CheckpointError, initial_weights
+from irstd_edge.checkpoints import CheckpointError, build_network, initial_weights, save_weights
 from irstd_edge.data import Normalisation, Sample
 from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.nn.binary import BinaryConv2d
@@ -53,6 +54,10 @@ def test_split_holds_out_every_nth():
     assert split_validation(5, 0) == ([0, 1, 2, 3, 4], [])
     kept, held = split_validation(213, 0.1)
     assert held == list(range(9, 213, 10)) and sorted(kept + held) == list(range(213))
+    for share, count in ((0.04, 4), (0.15, 15), (1 / 3, 33), (0.4, 40), (0.6, 60), (0.9, 90)):
+        assert len(split_validation(100, share)[1]) == count
+    assert split_validation(8, 0.4)[1] == [2, 4, 7]
+    assert split_validation(10, 0.05) == (list(range(9)), [9]) and split_validation(1, 0.5) == ([0], [])
 
 
 def test_running_average_forgets_the_first_weights_soon():
@@ -152,15 +157,57 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(synthetic, tmp_path):
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_states_that_hold_a_numpy_scalar_are_read_and_nothing_else(synthetic, tmp_path):
+def test_a_state_that_holds_code_is_refused(synthetic, tmp_path):
     recipe = replace(TINY, epochs=2)
     train(recipe, synthetic, tmp_path)
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
-    torch.save(state | {"best": np.float64(0.5)}, tmp_path / "resume.pt")
-    train(recipe, synthetic, tmp_path, resume=True)
     torch.save(state | {"best": Recipe}, tmp_path / "resume.pt")
     with pytest.raises(TrainingError, match="cannot be read"):
         train(recipe, synthetic, tmp_path, resume=True)
+
+
+def test_a_run_stopped_before_its_first_epoch_goes_on_as_it_was_begun(synthetic, tmp_path):
+    first, out = train(TINY, synthetic, tmp_path / "first"), tmp_path / "run"
+    initial = initial_weights(TINY.network, first / "last.safetensors")
+    begun = Run(TINY, synthetic, out, initial=initial)
+    began = {k: v.clone() for k, v in begun.network.state_dict().items()}
+    record = json.loads((out / "recipe.json").read_text())
+    assert record["initial"] == initial.record and record["threads"] == torch.get_num_threads()
+    assert record["compiled"] is False
+    with pytest.raises(TrainingError, match="another recipe, epochs is 6 there, 9 here: give --epochs 6"):
+        Run(replace(TINY, epochs=9), synthetic, out, resume=True)
+    resumed = Run(TINY, synthetic, out, resume=True).network.state_dict()
+    assert all(torch.equal(resumed[k], v) for k, v in began.items())
+    assert json.loads((out / "recipe.json").read_text()) == record
+    Run(TINY, synthetic, out, resume=True, initial=initial)
+    save_weights(build_network(TINY.network, 5), tmp_path / "other.safetensors")
+    with pytest.raises(TrainingError, match=r"begun from other weights, last\.safetensors: leave out --init"):
+        Run(TINY, synthetic, out, resume=True,
+            initial=initial_weights(TINY.network, tmp_path / "other.safetensors"))
+    with pytest.raises(TrainingError, match="begun without --init: leave out --init"):
+        Run(TINY, synthetic, first, resume=True, initial=initial)
+    (out / "resume.pt").unlink()
+    with pytest.raises(TrainingError, match="holds no run to go on with"):
+        Run(TINY, synthetic, out, resume=True)
+
+
+def test_a_run_may_have_the_normalisation_of_its_weights(synthetic, tmp_path):
+    recipe = replace(TINY, contrast=0.0, brightness=0.0)
+    run = Run(recipe, synthetic, tmp_path, normalisation=Normalisation(10, 200))
+    x, _ = next(run._batches(1))
+    assert x.max() == pytest.approx((240 - 10) / 200)
+    assert json.loads((tmp_path / "recipe.json").read_text())["normalisation"] == {"mean": 10, "std": 200}
+
+
+def test_the_seconds_of_a_run_are_its_own(synthetic, tmp_path, monkeypatch):
+    run, clock = Run(replace(TINY, epochs=2, validation=0.0), synthetic, tmp_path), [0.0]
+    monkeypatch.setattr("irstd_edge.training.loop.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    reports = []
+    for report in run.steps(deadline=60.0):
+        reports.append(report)
+        clock[0] += 20  # what other runs beside it take for their steps
+    # Two steps and the report of an epoch; a second would end after the deadline.
+    assert len(reports) == 3 and reports[-1].seconds == 0 and run.epoch == 1
 
 
 def test_several_sets_are_joined_and_nothing_need_be_held_out(synthetic, tmp_path):

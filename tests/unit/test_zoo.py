@@ -78,11 +78,12 @@ def test_wrong_runs_are_refused(run, synthetic, tmp_path):
 def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monkeypatch):
     other = train(replace(RECIPE, seed=7), synthetic, tmp_path / "other")
     zoo = tmp_path / "made" / "zoo"
+    (synthetic / "Synthetic" / "img_idx" / "few.txt").write_text("10\n11\n")
     main([str(run), str(other), "--name", "biisnet", "--root", str(synthetic), "--out", str(zoo),
-          "--dataset", "Synthetic", "--dataset", "Synthetic:train"], standalone_mode=False)
+          "--dataset", "Synthetic", "--dataset", "Synthetic:few"], standalone_mode=False)
     card = json.loads((zoo / "biisnet.json").read_text())
-    assert list(card["metrics"]) == ["Synthetic", "Synthetic:train"]
-    assert card["metrics"]["Synthetic:train"]["command"].endswith("--dataset Synthetic --root PATH --split train")
+    assert list(card["metrics"]) == ["Synthetic", "Synthetic:few"]
+    assert card["metrics"]["Synthetic:few"]["command"].endswith("--dataset Synthetic --root PATH --split few")
     assert [r["seed"] for r in card["runs"]] == [42, 7] and sum(r["published"] for r in card["runs"]) == 1
     published = next(r for r in card["runs"] if r["published"])
     assert card["training"]["recipe"]["seed"] == published["seed"]
@@ -92,6 +93,7 @@ def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monk
     words = (zoo / "biisnet.md").read_text()
     a, b = (r["metrics"]["Synthetic"]["pd"] for r in card["runs"])
     assert f"{(a + b) / 2:.4f}" in words and f"{abs(a - b) / 2 ** 0.5:.4f}" in words and "Over 2 seeds" in words
+    assert "Published is the run of the highest IoU on the held-out training images.\n" in words
     with pytest.raises(TrainingError, match="need different seeds"):
         describe_runs([run, run], "biisnet", synthetic)
     record = json.loads((other / "recipe.json").read_text())
@@ -100,10 +102,55 @@ def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monk
         describe_runs([run, other], "biisnet", synthetic)
 
 
+def test_seeds_that_held_nothing_out_publish_the_first_and_may_each_begin_from_other_weights(synthetic, tmp_path):
+    recipe = replace(RECIPE, network="biisnet-float", epochs=1, validation=0.0)
+    runs = []
+    for seed in (3, 1):
+        first = train(replace(recipe, seed=seed), synthetic, tmp_path / f"first{seed}")
+        initial = initial_weights("biisnet-float", first / "last.safetensors")
+        runs.append(train(replace(recipe, seed=seed), synthetic, tmp_path / f"second{seed}", initial=initial))
+    card = describe_runs(runs, "biisnet-float", synthetic, which="last", datasets=["Synthetic"])
+    assert [(r["seed"], r["published"]) for r in card["runs"]] == [(3, True), (1, False)]
+    assert [r["initial"]["sha256"] for r in card["runs"]] == [
+        sha256(tmp_path / f"first{seed}" / "last.safetensors") for seed in (3, 1)]
+    assert "Published is the first run: none held images out. Each began from weights of its own." in render(card)
+
+
+def test_a_card_is_not_made_of_images_that_were_trained_on(run, synthetic):
+    with pytest.raises(TrainingError, match=r"8 of the 10 images of Synthetic, split train, were trained on: give "
+                                            r"--dataset Synthetic:SPLIT"):
+        describe_runs([run], "biisnet", synthetic, datasets=["Synthetic:train"])
+    index = synthetic / "Synthetic" / "img_idx" / "mixed.txt"
+    index.write_text("4\n10\n")  # held out of training, and to test
+    describe_runs([run], "biisnet", synthetic, datasets=["Synthetic:mixed"])
+    index.write_text("3\n10\n")
+    with pytest.raises(TrainingError, match="1 of the 2 images"):
+        describe_runs([run], "biisnet", synthetic, datasets=["Synthetic:mixed"])
+
+
+def test_a_network_of_ones_own_has_a_card(synthetic, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, network="small_networks:small_unet", epochs=1)
+    out = train(recipe, synthetic, tmp_path / "run")
+    options = [str(out), "--name", "mine", "--root", str(synthetic)]
+    with pytest.raises(click.UsageError, match="mine is no network of the registry"):
+        main(options, standalone_mode=False)
+    main([*options, "--out", str(tmp_path), "--source", "our laboratory"], standalone_mode=False)
+    card, words = json.loads((tmp_path / "mine.json").read_text()), (tmp_path / "mine.md").read_text()
+    assert words.startswith("# mine\n\nNetwork made by small_networks:small_unet; our laboratory.\n")
+    assert sha256(tmp_path / "mine.safetensors") == card["weights"]["sha256"]
+    monkeypatch.chdir(tmp_path)
+    command = card["metrics"]["Synthetic"]["command"].split()[1:]
+    command[command.index("PATH")] = str(synthetic)
+    cli.cli.main([*command, "--mean", str(card["normalisation"]["mean"]), "--std", str(card["normalisation"]["std"]),
+              "--json", "found.json"], standalone_mode=False)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["accuracy"]["iou"] == pytest.approx(card["metrics"]["Synthetic"]["iou"])
+
+
 def test_each_protocol_is_a_row_of_its_own(synthetic, tmp_path):
     recipe = replace(RECIPE, network="biisnet-float", epochs=1, validation=0.0)
     index = synthetic / "Synthetic" / "img_idx" / "test_Synthetic.txt"
-    index.write_text("0\n")
+    index.write_text("10\n")
     out = train(recipe, synthetic, tmp_path / "run")
     card = describe_runs([out], "biisnet-float", synthetic, which="last", protocols=("basicirstd", "resize256"))
     assert list(card["metrics"]) == ["Synthetic", "Synthetic, resize256"]
@@ -222,13 +269,7 @@ def test_a_card_tells_what_its_training_began_from(run, synthetic, tmp_path):
     assert f"- began from the weights last.safetensors, SHA-256 `{sha256(run / 'last.safetensors')}`\n" in render(card)
     plain = describe_runs([run], "biisnet", synthetic)
     assert "began from" not in render(plain)
-    # Older runs recorded only that there were some, older cards nothing.
-    record = json.loads((run / "recipe.json").read_text()) | {"initial": True}
-    (run / "recipe.json").write_text(json.dumps(record))
-    assert "which is not recorded" in render(describe_runs([run], "biisnet", synthetic))
-    del plain["training"]["initial"], plain["other_weights"]
-    assert "began from" not in render(plain)
-    with pytest.raises(TrainingError, match="its initial is"):
+    with pytest.raises(TrainingError, match="one of them began from other weights than random ones, one did not"):
         describe_runs([tmp_path / "on", run], "biisnet", synthetic)
 
 
@@ -273,6 +314,22 @@ def test_the_page_of_results_is_up_to_date():
     assert results.page(text) == text, "run python -m irstd_edge.zoo.results"
     assert {row.network for row in results.ROWS} <= MODELS.keys()
     assert {row.network for row in results.ROWS} >= {name for name in MODELS if zoo_weights(name)}
+
+
+def test_networks_that_are_measured_but_not_shipped_have_rows_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MEASURED", tmp_path)
+    row = f"| `acm` | {results.NUDT} |  | "
+    assert row + "- | - | - | - | - |" in results.tables()
+    card = zoo_card("acm")
+    card["metrics"] = {results.NUDT: card["metrics"][results.NUAA] | {"iou": 0.4321}}
+    card["training"]["datasets"] = {results.NUDT: 663}
+    (tmp_path / results.NUDT).mkdir()
+    (tmp_path / results.NUDT / "acm.json").write_text(json.dumps(card))
+    lines = results.tables().splitlines()
+    found = [line for line in lines if line.startswith(row)]
+    assert len(found) == 1 and "| 0.4321 |" in found[0] and found[0].endswith("epochs; not in the zoo |")
+    shipped = [line for line in lines if line.startswith(f"| `acm` | {results.NUAA} |  | ")]
+    assert len(shipped) == 1 and "not in the zoo" not in shipped[0]
 
 
 def test_the_commands_of_the_results_are_those_of_the_cards():

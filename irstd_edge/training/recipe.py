@@ -113,12 +113,12 @@ class Recipe:
     checkpoint by IoU; the test split is never looked at. ``average`` is the decay, per step, of the running average
     of the weights that is validated and saved; it is less in the first steps, so that the first weights are soon
     forgotten. ``dataset`` may name several, joined by ``+``: their training splits are put together and normalised
-    by the constants of the first; ``NAME*3`` takes a set three times an epoch. The cosine schedule is half a period
-    from ``learning_rate`` to ``final_learning_rate``. ``crop`` is in pixels; a normalised image is multiplied
-    by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added.
+    by the constants of the first; ``NAME*3`` takes a set three times an epoch. ``crop`` is in pixels; a normalised
+    image is multiplied by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added.
 
-    ``dataset`` may name a split file too, as ``NAME:idx_427/trainval``. ``schedule`` is ``cosine``, ``multistep``
-    (times ``gamma`` after each of ``milestones``, in epochs) or ``constant``.
+    ``dataset`` may name a split file too, as ``NAME:idx_427/trainval``. ``schedule`` is ``cosine`` (half a period over
+    the run, from ``learning_rate`` towards ``final_learning_rate``, which the last epoch, one step before the end, does
+    not quite reach), ``multistep`` (times ``gamma`` after each of ``milestones``, in epochs) or ``constant``.
 
     Raises :class:`RecipeError` on construction.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import LoadedNetwork, save_weights
 from irstd_edge.complexity import REFERENCE_INPUT, count_layers, measure_precision
 from irstd_edge.data import IMAGE_SUFFIXES, DataError, Sample, normalise, pad_to_multiple, read_image
-from irstd_edge.files import replacing, write_text
+from irstd_edge.files import replacing, write_csv, write_text
 from irstd_edge.nn.convert import Bits, Conversion, Trace, assign, convert, trace
 from irstd_edge.nn.functional import quantize
 from irstd_edge.nn.quant import QuantConv2d
@@ -33,7 +32,6 @@ METHODS = ("mse", "minmax", "percentile")
 KINDS = ("weights", "activations")
 #: Files of a folder of results; :data:`WEIGHTS` is also what training starts from.
 WEIGHTS, MANIFEST, LAYERS, TABLE = "quantised.safetensors", "quantisation.json", "layers.csv", "bits.toml"
-SENSITIVITY_FIELDS = ("block", "side", "level", "kind", "bits", "loss", "iou", "loss_rise", "iou_drop")
 _BINS = 2048
 _RATIOS = 120
 _BATCH = 8
@@ -427,14 +425,6 @@ def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table
     write_text(out / TABLE, table_text(table))
     write_csv(out / LAYERS, layer_rows(calibrated, table))
     return network
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Write rows of the same fields, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def plot_sensitivity(found: Sequence[Sensitivity], path: Path) -> None:

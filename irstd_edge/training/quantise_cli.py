@@ -11,6 +11,7 @@ from time import monotonic
 
 import click
 
+from irstd_edge import terminal
 from irstd_edge.json_output import json_option
 from irstd_edge.training.cli import plan_runs, prepare_training, train_runs, training_options
 
@@ -141,7 +142,7 @@ def _recipe(reference: str, factory: str | None, dataset: str | None, epochs: in
 def _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
               edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
     from irstd_edge.data import Dataset
-    from irstd_edge.files import check_writable
+    from irstd_edge.files import check_writable, write_csv
     from irstd_edge.training import quantisation as q
     from irstd_edge.training.bits import (
         BitTable,
@@ -193,13 +194,13 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
     if spm or sensitivity:
         with _progress("sensitivity", len(blocks) * len(wanted) * 2) as step:
             found = q.measure_sensitivity(calibrated, blocks, held, wanted, step)
-        q.write_csv(out / "sensitivity.csv", [s.row() for s in found])
+        write_csv(out / "sensitivity.csv", [s.row() for s in found])
         q.plot_sensitivity(found, out / "sensitivity.png")
         _show_sensitivity(found, out)
     if spm:
         assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed, **ceilings)
         _show_assignments(assignments)
-        q.write_csv(out / "assignments.csv", [
+        write_csv(out / "assignments.csv", [
             {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
              **q.precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
         table = {name: assignments[0].table[name] for name in names}
@@ -252,23 +253,6 @@ def _train(planned, factory, root, out, device, precision, compile_network, minu
     train_runs(planned, make, device, minutes, began, json_file, _manifest(out))
 
 
-def _console():
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _table(title: str, *columns: str):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
 def _progress(title: str, total: int):
     from contextlib import contextmanager
 
@@ -289,13 +273,13 @@ def _progress(title: str, total: int):
 def _show_sensitivity(found, out: Path) -> None:
     bits = sorted({s.bits for s in found})
     full = found[0].full
-    table = _table(f"IoU lost (points) with one block rounded, float {full.iou:.4f}", "block", "side", "level",
-                   *(f"W{b}" for b in bits), *(f"A{b}" for b in bits))
+    table = terminal.table("block", "side", "level", *(f"W{b}" for b in bits), *(f"A{b}" for b in bits),
+                           title=f"IoU lost (points) with one block rounded, float {full.iou:.4f}")
     drops = {(s.block.name, s.kind, s.bits): 100 * s.iou_drop for s in found}
     for block in dict.fromkeys(s.block for s in found):
         table.add_row(block.name, block.side, str(block.level),
                       *(f"{drops[block.name, kind, b]:.1f}" for kind in ("weights", "activations") for b in bits))
-    console = _console()
+    console = terminal.console()
     console.print(table)
     low = [s for s in found if s.bits == bits[0]]
     for title, groups in (("side", {s.block.side: [t for t in low if t.block.side == s.block.side] for s in low}),
@@ -310,25 +294,25 @@ def _show_sensitivity(found, out: Path) -> None:
 def _show_assignments(assignments) -> None:
     from irstd_edge.training.bits import PUBLISHED
 
-    table = _table("Symmetric progressive assignments, bits by level, finest first", "weights / activations",
-                   "mean W", "mean A", "1/size", "1/memory", "1/compute", "loss, summed")
+    table = terminal.table("weights / activations", "mean W", "mean A", "1/size", "1/memory", "1/compute",
+                           "loss, summed", title="Symmetric progressive assignments, bits by level, finest first")
     for a in assignments:
         p = a.precision
         table.add_row(f"{a.weight_bits} / {a.activation_bits}", f"{p.weight_bits_mean:.3f}",
                       f"{p.activation_bits_mean:.3f}", f"{p.size_ratio:.1f}", f"{p.memory_ratio:.1f}",
                       f"{p.compute_ratio:.1f}", f"+{a.loss:.4f}")
     table.add_row("SPMix-Q as published, its bits are not", *(f"{v:g}" for v in PUBLISHED.values()), "-")
-    _console().print(table)
+    terminal.console().print(table)
 
 
 def _show_result(calibrated, table, facts, out: Path) -> None:
     from irstd_edge.training import quantisation as q
 
-    shown = _table("", "layer", "W", "A", "inputs", "weights", "MACs", "reason")
+    shown = terminal.table("layer", "W", "A", "inputs", "weights", "MACs", "reason")
     for row in q.layer_rows(calibrated, table):
         shown.add_row(row["layer"], str(row["weight_bits"]), str(row["activation_bits"]), row["inputs"],
                       f"{row['weights']:,}", f"{row['macs']:,}", row["reason"])
-    console = _console()
+    console = terminal.console()
     console.print(shown)
     p = q.precision_facts(calibrated, table)
     console.print(f"mean bits: weights {p['weight_bits_mean']:.3f}, activations {p['activation_bits_mean']:.3f}; of "

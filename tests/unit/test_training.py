@@ -484,6 +484,10 @@ def test_shipped_recipes_are_valid(path):
         ('[distill]\nteacher = "x"\nfeatures = []', "distill: features must name at least one pair"),
         ('[distill]\nteacher = "x"\nfeatures = ["a"]', "distill: features must be teacher.layer=student.layer, got"),
         ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nmethod = "kd"', "distill: method must be one of msa, semantic"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\ncheckpoint = "c"\nfrom_layout = "larq"',
+         "distill: from_layout must be one of basicirstd, dnanet, acm, mshnet, got 'larq'"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nfrom_layout = "acm"',
+         r"distill: from_layout acm .*: give checkpoint \(--teacher-checkpoint\) too"),
         ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nweight = -1', "distill: weight must not be negative"),
     )),
 ])

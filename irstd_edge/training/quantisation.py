@@ -23,7 +23,7 @@ from irstd_edge.nn.functional import quantize
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.opspec import integer_range
 from irstd_edge.outputs import probability_of
-from irstd_edge.training.bits import Block, table_text
+from irstd_edge.training.bits import Assignment, Block, table_text
 from irstd_edge.training.loop import describe_machine
 
 #: How steps are found. ``mse``: least squared error of the rounded values; ``minmax``: the whole range; ``percentile``:
@@ -32,6 +32,8 @@ METHODS = ("mse", "minmax", "percentile")
 KINDS = ("weights", "activations")
 #: Files of a folder of results; :data:`WEIGHTS` is also what training starts from.
 WEIGHTS, MANIFEST, LAYERS, TABLE = "quantised.safetensors", "quantisation.json", "layers.csv", "bits.toml"
+#: Those that are there only where blocks were measured, or bits searched.
+SENSITIVITY, SENSITIVITY_PLOT, ASSIGNMENTS = "sensitivity.csv", "sensitivity.png", "assignments.csv"
 _BINS = 2048
 _RATIOS = 120
 _BATCH = 8
@@ -392,12 +394,12 @@ def precision_facts(calibrated: Calibrated, table: Mapping[str, Bits]) -> dict[s
             "size_ratio": p.size_ratio, "memory_ratio": p.memory_ratio, "compute_ratio": p.compute_ratio}
 
 
-def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table: Mapping[str, Bits],
-                 facts: dict) -> nn.Module:
-    """Quantise by a table and write weights, manifest, table of layers and table of bits into ``out``.
+def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table: Mapping[str, Bits], facts: dict,
+                 found: Sequence[Sensitivity] = (), assignments: Sequence[Assignment] = ()) -> nn.Module:
+    """Quantise by a table and write all files of a folder of results into ``out``, in place of those that lie there.
 
-    ``facts`` are added to the manifest. Returns the network. Raises :class:`~irstd_edge.data.DataError`,
-    :class:`~irstd_edge.nn.convert.ConversionError`.
+    ``facts`` are added to the manifest; ``found`` and ``assignments`` are what led to the table. Returns the network.
+    Raises :class:`~irstd_edge.data.DataError`, :class:`~irstd_edge.nn.convert.ConversionError`.
     """
     network = calibrated.quantise(table)
     layers = {}
@@ -424,6 +426,16 @@ def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table
     write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     write_text(out / TABLE, table_text(table))
     write_csv(out / LAYERS, layer_rows(calibrated, table))
+    if found:
+        write_csv(out / SENSITIVITY, [s.row() for s in found])
+        plot_sensitivity(found, out / SENSITIVITY_PLOT)
+    if assignments:
+        write_csv(out / ASSIGNMENTS, [
+            {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
+             **precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
+    for name, made in ((SENSITIVITY, found), (SENSITIVITY_PLOT, found), (ASSIGNMENTS, assignments)):
+        if not made:  # what lies there led to another table
+            (out / name).unlink(missing_ok=True)
     return network
 
 

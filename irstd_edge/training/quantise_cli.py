@@ -10,13 +10,33 @@ from pathlib import Path
 from time import monotonic
 
 import click
+from click.core import ParameterSource
 
 from irstd_edge import terminal
 from irstd_edge.json_output import json_option
+from irstd_edge.layouts import LAYOUTS
 from irstd_edge.training.cli import plan_runs, prepare_training, train_runs, training_options
 
 _PATH = click.Path(path_type=Path)
+#: Those of quantisation.py, which imports torch: --help is not to wait for that.
 _METHODS = ("mse", "minmax", "percentile")
+#: Calls in which some options would do nothing, why and the way out, the parameters of these options.
+_IDLE = (
+    (lambda call: call["resume"],
+     "with --resume: that belongs to the quantising already done in --out; leave it out, or name another --out",
+     ("checkpoint", "from_layout", "mean", "std", "calibrate", "images", "held_out", "method", "percentile", "bits",
+      "table_file", "spm", "edges", "layers", "max_weight_bits", "max_activation_bits", "sensitivity", "candidates",
+      "max_drop", "keep")),
+    (lambda call: not call["recipe"], "without training: give --train RECIPE",
+     ("learning_rate", "device", "precision", "compile_network", "minutes", "epochs", "seeds")),
+    (lambda call: not call["spm"], "without a search of bits: give --spm", ("max_weight_bits", "max_activation_bits")),
+    (lambda call: not (call["spm"] or call["sensitivity"]), "where no block is measured: give --sensitivity or --spm",
+     ("candidates",)),
+    (lambda call: call["max_drop"] is None, "without a floor: give --max-drop IOU", ("keep",)),
+    (lambda call: call["method"] != "percentile", "with another method: give --method percentile", ("percentile",)),
+    (lambda call: call["table_file"], "with --table, which has the edges too: give --layer", ("edges",)),
+    (lambda call: not call["dataset"], "without a data set: give --dataset NAME and --root FOLDER", ("held_out",)),
+)
 
 
 @click.command(help="""Quantise NETWORK: a name of `irstd-edge models`, or a label for --model.
@@ -28,8 +48,10 @@ low bits from there.""")
 @click.option("--out", type=_PATH, required=True, help="Folder of the results.")
 @click.option("--checkpoint", type=_PATH, help="Weights of the float network; default those that come with it.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
-@click.option("--from-layout", help="Whose public checkpoint it is, as `irstd-edge evaluate --from-layout`.")
-@click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
+@click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+              help="Whose public checkpoint it is: its keys are mapped onto the network here.")
+@click.option("--allow-pickle", is_flag=True,
+              help="Let the checkpoint, and that of a recipe's teacher, be pickles, which can run code.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @click.option("--calibrate", type=_PATH, help="Folder of images to calibrate on; default the data set's.")
@@ -68,6 +90,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
              sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,
              compile_network, threads, seeds, json_file) -> None:
     began = monotonic()
+    _refuse_idle(click.get_current_context())
     if sum(map(bool, (bits, table_file, spm))) > 1:
         raise click.UsageError("--bits, --table and --spm exclude each other")
     if (dataset is None) != (root is None) and not (resume and root):
@@ -91,8 +114,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         raise click.UsageError("torchrun shares the training alone: quantise in one process, without --train, then "
                                "train in its --out under torchrun by --train RECIPE --resume")
     default = parse_bits(bits or "8", "--bits")
-    quantised = _quantised_factory(out) if resume else None
-    factory = model or network or quantised
+    factory = _quantised_factory(out, network, model) if resume else model or network
     planned = []
     if recipe:
         planned = plan_runs([(Path(recipe).stem, _recipe(recipe, factory, dataset, epochs, learning_rate))], seeds, out)
@@ -107,20 +129,35 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
         _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
                   edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
     if recipe:
-        _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file)
+        _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file, allow_pickle)
     elif json_file is not None:
         json_file.write(_manifest(out))
 
 
-def _quantised_factory(out: Path) -> str:
-    """What builds the float network whose quantised form lies in a folder."""
+def _refuse_idle(context: click.Context) -> None:
+    """Raise :class:`click.UsageError` where options on the command line would do nothing."""
+    options = {p.name: p.opts[0] for p in context.command.params}
+    for applies, reason, names in _IDLE:
+        given = [options[name] for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given and applies(context.params):
+            raise click.UsageError(f"{', '.join(given)} would do nothing {reason}")
+
+
+def _quantised_factory(out: Path, network: str | None, model: str | None) -> str:
+    """What builds the float network whose quantised form lies in a folder; NETWORK and --model may tell no other."""
     from irstd_edge.training.loop import TrainingError
 
     try:
-        return _manifest(out)["factory"]
+        manifest = _manifest(out)
+        factory, name = manifest["factory"], manifest["network"]
     except (OSError, ValueError, KeyError) as e:
         raise TrainingError(f"{out} holds no quantised network to go on with: leave out --resume to begin one there"
                             ) from e
+    for given, what, known in ((network, "NETWORK", (name, factory)), (model, "--model", (factory,))):
+        if given is not None and given not in known:
+            raise click.UsageError(f"{out} holds {' or '.join(dict.fromkeys(known))} quantised, not {given}: leave out "
+                                   f"{what}, which --resume knows, or name another --out")
+    return factory
 
 
 def _manifest(out: Path) -> dict:
@@ -142,7 +179,7 @@ def _recipe(reference: str, factory: str | None, dataset: str | None, epochs: in
 def _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
               edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
     from irstd_edge.data import Dataset
-    from irstd_edge.files import check_writable, write_csv
+    from irstd_edge.files import check_writable
     from irstd_edge.training import quantisation as q
     from irstd_edge.training.bits import (
         BitTable,
@@ -182,7 +219,7 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
     blocks = find_blocks(convolutions, calibrated.size)
     facts = {}
 
-    fixed, found = {}, []
+    fixed, found, assignments = {}, [], []
     if spm:
         file = BitTable(None, (*edge_rules, *rules)).resolve(names)
         fixed = {name: file[name] for name in names if name in calibrated.trace.edges or _named(rules, name)} | {
@@ -194,15 +231,10 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
     if spm or sensitivity:
         with _progress("sensitivity", len(blocks) * len(wanted) * 2) as step:
             found = q.measure_sensitivity(calibrated, blocks, held, wanted, step)
-        write_csv(out / "sensitivity.csv", [s.row() for s in found])
-        q.plot_sensitivity(found, out / "sensitivity.png")
-        _show_sensitivity(found, out)
+        _show_sensitivity(found)
     if spm:
         assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed, **ceilings)
         _show_assignments(assignments)
-        write_csv(out / "assignments.csv", [
-            {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
-             **q.precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
         table = {name: assignments[0].table[name] for name in names}
         facts["assignment"] = {k: v for k, v in asdict(assignments[0]).items() if k not in ("table", "precision")}
     elif table_file:
@@ -219,8 +251,12 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
         scores = {"float": held.measure(calibrated.folded), "quantised": held.measure(calibrated.quantise(table))}
         facts["held_out"] = {"dataset": dataset, "share": held_out, "images": held.images} | {
             k: asdict(v) for k, v in scores.items()}
-    q.write_result(out, source, calibrated, table, facts)
-    _show_result(calibrated, table, facts, out)
+    # All files at the end: until then those of an earlier quantising stay, and stay together.
+    q.write_result(out, source, calibrated, table, facts, found, assignments)
+    _show_result(calibrated, table, facts)
+    for name in (q.SENSITIVITY, q.SENSITIVITY_PLOT) if found else ():
+        click.echo(str(out / name))
+    click.echo(str(out / q.WEIGHTS))
 
 
 def _candidates(text: str) -> list[int]:
@@ -238,7 +274,8 @@ def _named(rules, name: str) -> bool:
     return any(matches(pattern, name) for pattern, _ in rules)
 
 
-def _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file) -> None:
+def _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file, allow_pickle
+           ) -> None:
     from irstd_edge.checkpoints import build_network, restore
     from irstd_edge.training.loop import Run, holds_run
     from irstd_edge.training.quantisation import WEIGHTS
@@ -248,7 +285,8 @@ def _train(planned, factory, root, out, device, precision, compile_network, minu
     def make(recipe, folder, own_device) -> Run:
         return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                    resume=holds_run(folder), network=restore(build_network(factory), out / WEIGHTS),
-                   record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)}, cache=cache)
+                   allow_pickle=allow_pickle, record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)},
+                   cache=cache)
 
     train_runs(planned, make, device, minutes, began, json_file, _manifest(out))
 
@@ -270,7 +308,7 @@ def _progress(title: str, total: int):
     return show()
 
 
-def _show_sensitivity(found, out: Path) -> None:
+def _show_sensitivity(found) -> None:
     bits = sorted({s.bits for s in found})
     full = found[0].full
     table = terminal.table("block", "side", "level", *(f"W{b}" for b in bits), *(f"A{b}" for b in bits),
@@ -288,7 +326,6 @@ def _show_sensitivity(found, out: Path) -> None:
         means = ", ".join(f"{name} {100 * sum(s.iou_drop for s in group) / len(group):.1f}"
                           for name, group in groups.items())
         console.print(f"mean at {bits[0]} bits by {title}: {means}")
-    console.print(f"{out / 'sensitivity.csv'}, {out / 'sensitivity.png'}")
 
 
 def _show_assignments(assignments) -> None:
@@ -305,7 +342,7 @@ def _show_assignments(assignments) -> None:
     terminal.console().print(table)
 
 
-def _show_result(calibrated, table, facts, out: Path) -> None:
+def _show_result(calibrated, table, facts) -> None:
     from irstd_edge.training import quantisation as q
 
     shown = terminal.table("layer", "W", "A", "inputs", "weights", "MACs", "reason")
@@ -323,4 +360,3 @@ def _show_result(calibrated, table, facts, out: Path) -> None:
     if scores := facts.get("held_out"):
         console.print(f"IoU on {scores['images']} held-out images of {scores['dataset']}: float "
                       f"{scores['float']['iou']:.4f}, quantised {scores['quantised']['iou']:.4f}")
-    click.echo(str(out / q.WEIGHTS))

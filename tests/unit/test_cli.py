@@ -29,7 +29,7 @@ def test_help_lists_every_command_without_heavy_imports(capsys):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["models", "data", "train", "distill"])
+@pytest.mark.parametrize("command", ["models", "data", "train", "distill", "quantize"])
 def test_the_commands_of_this_floor_have_help(command, capsys):
     assert find_spec(cli.COMMANDS[command][0].split(":")[0])
     assert cli.main([command, "--help"]) == 0

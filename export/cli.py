@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from irstd_edge import terminal
 from irstd_edge.json_output import json_option
 from irstd_edge.layouts import LAYOUTS
 
@@ -90,12 +91,9 @@ def export(network, targets, out, checkpoint, from_layout, model, allow_pickle, 
 def show(manifest, out: Path, notes: list[str]) -> None:
     """Print one row per layer, then a line per file."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    console = terminal.console()
     size = "x".join(map(str, manifest.reference_input))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{manifest.network} at {size}", title_justify="left")
     for name, justify in (("layer", "left"), ("requested", "left"), ("MACs", "right")):
@@ -192,13 +190,6 @@ def inspect(path, input_size, map_file, pair, image, seed, json_file):
         json_file.write({"artefacts": result} if path.is_dir() else result[0])
 
 
-def _console():
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=180)
-
-
 def _print_table(columns: list[tuple[str, str]], rows: list[list]) -> None:
     """Names and alignments of the columns; whole numbers with separators, None as nothing."""
     from rich import box
@@ -210,7 +201,7 @@ def _print_table(columns: list[tuple[str, str]], rows: list[list]) -> None:
         table.add_column(name, justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else escape(v or "") for v in row))
-    _console().print(table)
+    terminal.console().print(table)
 
 
 def _show_layers(inspection) -> None:
@@ -223,7 +214,7 @@ def _show_layers(inspection) -> None:
     columns = [c for c in columns if any(c[2](layer) is not None for layer in inspection.layers)]
     _print_table([(name, justify) for name, justify, _ in columns],
                  [[value(layer) for _, _, value in columns] for layer in inspection.layers])
-    _console().print(f"{inspection.file}: {'; '.join(_facts(inspection))}", soft_wrap=True)
+    terminal.console().print(f"{inspection.file}: {'; '.join(_facts(inspection))}", soft_wrap=True)
 
 
 def _times(shape) -> str:
@@ -250,7 +241,7 @@ def _show_comparison(comparison, paths: tuple[Path, Path]) -> None:
     rows.append(row("output", comparison.output, "", comparison.output.flipped_pixels))
     _print_table([("tensor", "left"), ("shape", "right"), ("max abs", "right"), ("cosine", "right"),
                   (f"flipped at {comparison.threshold:g}", "right")], rows)
-    console = _console()
+    console = terminal.console()
     console.print(f"on {comparison.input}", soft_wrap=True, markup=False)
     for path, inspection, only in zip(paths, comparison.files, comparison.only, strict=True):
         console.print(f"{path}: {'; '.join(_facts(inspection))}; {only} inner tensors that the other has not",

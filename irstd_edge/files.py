@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from irstd_edge.data import DataError
 
@@ -54,9 +56,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, whole or not at all, its folder made. Raises :class:`~irstd_edge.data.DataError`."""
+    with _writing(path) as file:
+        file.write(text)
+
+
+def write_csv(path: Path, rows: Sequence[dict], fields: Sequence[str] | None = None) -> None:
+    """Write rows as CSV, whole or not at all, its folder made. Raises :class:`~irstd_edge.data.DataError`.
+
+    ``fields`` are the columns, by default the keys of the first row; what a row lacks is empty.
+    """
+    with _writing(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]) if fields is None else fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[TextIO]:
+    """:func:`replacing` for text, UTF-8 and lines as they are; what the disk refuses is the same error."""
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            yield file
     except OSError as e:
         raise _unwritable(path, e) from e
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from irstd_edge import errors
+from irstd_edge import errors, terminal
 from irstd_edge.json_output import JsonFile, json_option
 from irstd_edge.layouts import LAYOUTS
 
@@ -90,7 +90,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
              checkpoint, from_layout, model, allow_pickle, mean, std, threshold, threads, json_file):
     """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
     from irstd_edge.data import Dataset
-    from irstd_edge.files import check_writable
+    from irstd_edge.files import check_writable, write_csv
     from irstd_edge.metrics import ROC_THRESHOLDS, ThresholdSweep
     from irstd_edge.plots import require_matplotlib
     from irstd_edge.runtimes import accuracy, review
@@ -148,7 +148,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
     _print_evaluation(report)
     if sweep:
         rows = sweep.rows()
-        _write_csv(roc_file, tuple(rows[0]), rows)
+        write_csv(roc_file, rows)
         review.plot_sweep(rows, threshold, f"{name}, {samples.name} {samples.split}", roc_file.with_suffix(".png"))
     if worst:
         report["worst"] = [{"image": c.name, "iou": c.iou} for c in worst.cases]
@@ -177,7 +177,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
 
     from irstd_edge.bundle import Bundle
     from irstd_edge.data import DataError
-    from irstd_edge.files import check_writable
+    from irstd_edge.files import check_writable, write_csv
     from irstd_edge.runtimes import detection
     from irstd_edge.runtimes.session import open_session
     from irstd_edge.runtimes.video import count_frames, list_inputs, read_frames
@@ -233,7 +233,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
             "failed": [{"file": f.name, "error": str(e)} for f, e in failed.items()],
         })
     if csv_file:
-        _write_csv(csv_file, detection.CSV_FIELDS, rows)
+        write_csv(csv_file, rows, detection.CSV_FIELDS)
     if shown:
         _save_picture(detection.contact_sheet(detection.spread(shown, 12)), sheet)
     _print_detections(records, fps)
@@ -358,41 +358,14 @@ def _save_picture(picture, path: Path) -> None:
         picture.save(temporary, **({"optimize": True} if path.suffix.lower() == ".png" else {"quality": 90}))
 
 
-def _write_csv(path: Path, fields: tuple[str, ...], rows: list[dict]) -> None:
-    import csv
-
-    from irstd_edge.files import replacing
-
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _table(*columns: str):
-    """A plain table whose columns but the first are right-aligned."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
 def _show(*tables) -> None:
-    from rich.console import Console
-
-    # A pipe or file has no width: do not cut the columns there.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
+    console = terminal.console()
     for table in tables:
         console.print(table)
 
 
 def _print_verification(result) -> None:
-    table = _table("artefact", "on", "images", "max-abs", "limit", "1 - cosine", "flipped px", "in images", "")
+    table = terminal.table("artefact", "on", "images", "max-abs", "limit", "1 - cosine", "flipped px", "in images", "")
     for title, summaries in (("test vectors", result.vectors), ("images", result.images)):
         for kind, s in summaries.items():
             table.add_row(kind, title, str(s.images), f"{s.max_abs:.2e}", f"{result.tolerances[kind].max_abs:.0e}",
@@ -401,7 +374,7 @@ def _print_verification(result) -> None:
                           "[green]equal[/]" if not s.flipped_pixels else "[green]within the limits[/]")
     tables = [table]
     if result.accuracy:
-        metrics = _table("artefact", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
+        metrics = terminal.table("artefact", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
         for kind, a in result.accuracy.items():
             metrics.add_row(kind, *_figures(a.as_dict()))
         tables.append(metrics)
@@ -415,11 +388,11 @@ def _figures(a: dict) -> tuple[str, ...]:
 def _print_evaluation(report: dict) -> None:
     tables = []
     if report["accuracy"]:
-        table = _table("network", "data set", "protocol", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
+        table = terminal.table("network", "data set", "protocol", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
         table.add_row(report["network"], report["dataset"], report["protocol"], *_figures(report["accuracy"]))
         tables.append(table)
     if report["clips"]:
-        table = _table("clip", "frames", "found", "share", "false targets a frame")
+        table = terminal.table("clip", "frames", "found", "share", "false targets a frame")
         for c in report["clips"]:
             table.add_row(c["clip"], str(c["frames"]), str(c["found"]), f"{c['share']:.0%}",
                           f"{c['false_targets_per_frame']:.2f}")
@@ -428,7 +401,7 @@ def _print_evaluation(report: dict) -> None:
 
 
 def _print_detections(records: list[dict], fps: float | None, most: int = 20) -> None:
-    table = _table("file", "frame", "x", "y", "box", "area", "score")
+    table = terminal.table("file", "frame", "x", "y", "box", "area", "score")
     found = [(r, t) for r in records for t in r["targets"]]
     for record, t in found[:most]:
         table.add_row(record["file"], "" if record["frame"] is None else str(record["frame"]), f"{t['x']:.1f}",
@@ -446,7 +419,7 @@ def _count(number: int, noun: str) -> str:
 def _print_environment(environment) -> None:
     from rich.markup import escape
 
-    table = _table("", "what", "version", "where, or how to get it")
+    table = terminal.table("", "what", "version", "where, or how to get it")
     for column in table.columns:
         column.justify, column.no_wrap = "left", False
     for check in environment.checks:

@@ -120,17 +120,20 @@ def train(recipes, network, **options) -> None:
 @click.option("--student", metavar="NAME|MODULE:FACTORY", help="Network in place of the recipe's.")
 @click.option("--teacher", metavar="NAME|MODULE:FACTORY", help="The network to learn from.")
 @click.option("--teacher-checkpoint", "checkpoint", metavar="FILE", help="Its weights; default those of the zoo.")
+@click.option("--teacher-layout", type=click.Choice(list(LAYOUTS)),
+              help="Whose public checkpoint that is: its keys are mapped onto the network here.")
 @click.option("--features", multiple=True, metavar="TEACHER.LAYER=STUDENT.LAYER", help="A pair of layers; repeatable.")
 @click.option("--method", type=click.Choice(["msa", "semantic"]),
               help="msa: feature maps, guided by spatial attention; semantic: tokens, through self-attention.")
 @click.option("--weight", type=click.FloatRange(0), help="Norm of distillation's gradient over that of the loss.")
 @click.option("--attention", type=click.FloatRange(0), help="Of msa: what the most salient place counts more.")
-def distill(recipe, student, teacher, checkpoint, features, method, weight, attention, **options) -> None:
+def distill(recipe, student, teacher, checkpoint, teacher_layout, features, method, weight, attention, **options
+            ) -> None:
     from irstd_edge.training.recipe import Recipe, RecipeError
 
     settings = Recipe.find(recipe)
-    table = {"teacher": teacher, "checkpoint": checkpoint, "features": features, "method": method, "weight": weight,
-             "attention": attention}
+    table = {"teacher": teacher, "checkpoint": checkpoint, "from_layout": teacher_layout, "features": features,
+             "method": method, "weight": weight, "attention": attention}
     table = {k: v for k, v in table.items() if v not in (None, ())}
     known = settings.as_dict().get("distill", {})
     if missing := [name for name in ("teacher", "features") if name not in known | table]:
@@ -138,6 +141,8 @@ def distill(recipe, student, teacher, checkpoint, features, method, weight, atte
                                + " and ".join(f"--{name}" for name in missing))
     if "teacher" in table and "checkpoint" not in table:
         known.pop("checkpoint", None)  # it belongs to the recipe's teacher
+    if "teacher" in table or "checkpoint" in table:
+        known.pop("from_layout", None)  # it belongs to the recipe's checkpoint
     try:
         settings = Recipe.from_dict(settings.as_dict() | {"distill": known | table})
     except RecipeError as e:

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from irstd_edge.checkpoints import LoadedNetwork, load_network, recorded_normalisation
+from irstd_edge.checkpoints import CheckpointError, LoadedNetwork, load_network, recorded_normalisation
 from irstd_edge.data import Normalisation
+from irstd_edge.layouts import LAYOUTS
 from irstd_edge.models.registry import get_model
 from irstd_edge.outputs import run_network
 from irstd_edge.training.losses import Supervised
@@ -299,7 +300,7 @@ def as_map(feature: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def load_teacher(settings: Distill, normalisation: Normalisation, allow_pickle: bool = False) -> LoadedNetwork:
-    """The teacher with its weights; normalised as the student where neither its run nor the zoo says how.
+    """The teacher with its weights; normalised as the student where its run, the zoo or the layout says nothing else.
 
     Raises :class:`DistillationError`, and what :func:`~irstd_edge.checkpoints.load_network` raises.
     """
@@ -307,7 +308,14 @@ def load_teacher(settings: Distill, normalisation: Normalisation, allow_pickle: 
     if not settings.checkpoint and (own or not (get_model(settings.teacher) and zoo_weights(settings.teacher))):
         raise DistillationError(f"the teacher {settings.teacher} has no trained weights here: give "
                                 "--teacher-checkpoint FILE, or checkpoint in the recipe's [distill]")
-    unknown = settings.checkpoint and recorded_normalisation(settings.checkpoint) is None
-    constants = {"mean": normalisation.mean, "std": normalisation.std} if unknown else {}
-    return load_network(None if own else settings.teacher, model=settings.teacher if own else None,
-                        checkpoint=settings.checkpoint or None, allow_pickle=allow_pickle, **constants)
+    layout = LAYOUTS.get(settings.from_layout)
+    known = (layout and layout.image) or not settings.checkpoint or recorded_normalisation(settings.checkpoint)
+    constants = {} if known else {"mean": normalisation.mean, "std": normalisation.std}
+    try:
+        return load_network(None if own else settings.teacher, model=settings.teacher if own else None,
+                            checkpoint=settings.checkpoint or None, allow_pickle=allow_pickle,
+                            from_layout=settings.from_layout or None, **constants)
+    except CheckpointError as e:
+        # Where networks are distilled, --from-layout is of the weights that the student starts from.
+        way_out = str(e).replace("--from-layout", "--teacher-layout (from_layout in [distill])")
+        raise CheckpointError(f"the teacher: {way_out}") from e

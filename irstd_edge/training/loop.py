@@ -35,7 +35,7 @@ from irstd_edge.data import (
     split_validation,
 )
 from irstd_edge.errors import UnsupportedError, first_line
-from irstd_edge.files import replacing, write_text
+from irstd_edge.files import replacing, write_csv, write_text
 from irstd_edge.metrics import Accuracy, evaluate
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.outputs import check_shape, check_values, probability_of, run_network
@@ -285,7 +285,8 @@ class Run:
             report = Epoch(epoch, loss, rate, seconds - elsewhere, accuracy, means)
             if self.rank == 0:
                 self._curve.append(report.row())
-                _write_curve(self.out / "curves.csv", self._curve)
+                parts = [k for k in self._curve[-1] if k not in CURVE_FIELDS]
+                write_csv(self.out / "curves.csv", self._curve, (*CURVE_FIELDS, *parts))
                 if validated or out_of_time or time.monotonic() - self._saved > SAVE_SECONDS:
                     self._save()
             yield report
@@ -577,11 +578,3 @@ def read_curve(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _write_curve(path: Path, rows: list[dict]) -> None:
-    parts = [k for k in rows[-1] if k not in CURVE_FIELDS]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*CURVE_FIELDS, *parts], restval="")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +17,13 @@ from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import LoadedNetwork, save_weights
 from irstd_edge.complexity import REFERENCE_INPUT, count_layers, measure_precision
 from irstd_edge.data import IMAGE_SUFFIXES, DataError, Sample, normalise, pad_to_multiple, read_image
-from irstd_edge.files import replacing, write_text
+from irstd_edge.files import replacing, write_csv, write_text
 from irstd_edge.nn.convert import Bits, Conversion, Trace, assign, convert, trace
 from irstd_edge.nn.functional import quantize
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.opspec import integer_range
 from irstd_edge.outputs import probability_of
-from irstd_edge.training.bits import Block, table_text
+from irstd_edge.training.bits import Assignment, Block, table_text
 from irstd_edge.training.loop import describe_machine
 
 #: How steps are found. ``mse``: least squared error of the rounded values; ``minmax``: the whole range; ``percentile``:
@@ -33,7 +32,8 @@ METHODS = ("mse", "minmax", "percentile")
 KINDS = ("weights", "activations")
 #: Files of a folder of results; :data:`WEIGHTS` is also what training starts from.
 WEIGHTS, MANIFEST, LAYERS, TABLE = "quantised.safetensors", "quantisation.json", "layers.csv", "bits.toml"
-SENSITIVITY_FIELDS = ("block", "side", "level", "kind", "bits", "loss", "iou", "loss_rise", "iou_drop")
+#: Those that are there only where blocks were measured, or bits searched.
+SENSITIVITY, SENSITIVITY_PLOT, ASSIGNMENTS = "sensitivity.csv", "sensitivity.png", "assignments.csv"
 _BINS = 2048
 _RATIOS = 120
 _BATCH = 8
@@ -394,12 +394,12 @@ def precision_facts(calibrated: Calibrated, table: Mapping[str, Bits]) -> dict[s
             "size_ratio": p.size_ratio, "memory_ratio": p.memory_ratio, "compute_ratio": p.compute_ratio}
 
 
-def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table: Mapping[str, Bits],
-                 facts: dict) -> nn.Module:
-    """Quantise by a table and write weights, manifest, table of layers and table of bits into ``out``.
+def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table: Mapping[str, Bits], facts: dict,
+                 found: Sequence[Sensitivity] = (), assignments: Sequence[Assignment] = ()) -> nn.Module:
+    """Quantise by a table and write all files of a folder of results into ``out``, in place of those that lie there.
 
-    ``facts`` are added to the manifest. Returns the network. Raises :class:`~irstd_edge.data.DataError`,
-    :class:`~irstd_edge.nn.convert.ConversionError`.
+    ``facts`` are added to the manifest; ``found`` and ``assignments`` are what led to the table. Returns the network.
+    Raises :class:`~irstd_edge.data.DataError`, :class:`~irstd_edge.nn.convert.ConversionError`.
     """
     network = calibrated.quantise(table)
     layers = {}
@@ -426,15 +426,17 @@ def write_result(out: Path, source: LoadedNetwork, calibrated: Calibrated, table
     write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     write_text(out / TABLE, table_text(table))
     write_csv(out / LAYERS, layer_rows(calibrated, table))
+    if found:
+        write_csv(out / SENSITIVITY, [s.row() for s in found])
+        plot_sensitivity(found, out / SENSITIVITY_PLOT)
+    if assignments:
+        write_csv(out / ASSIGNMENTS, [
+            {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
+             **precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
+    for name, made in ((SENSITIVITY, found), (SENSITIVITY_PLOT, found), (ASSIGNMENTS, assignments)):
+        if not made:  # what lies there led to another table
+            (out / name).unlink(missing_ok=True)
     return network
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Write rows of the same fields, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def plot_sensitivity(found: Sequence[Sensitivity], path: Path) -> None:

@@ -10,12 +10,33 @@ from pathlib import Path
 from time import monotonic
 
 import click
+from click.core import ParameterSource
 
+from irstd_edge import terminal
 from irstd_edge.json_output import json_option
+from irstd_edge.layouts import LAYOUTS
 from irstd_edge.training.cli import plan_runs, prepare_training, train_runs, training_options
 
 _PATH = click.Path(path_type=Path)
+#: Those of quantisation.py, which imports torch: --help is not to wait for that.
 _METHODS = ("mse", "minmax", "percentile")
+#: Calls in which some options would do nothing, why and the way out, the parameters of these options.
+_IDLE = (
+    (lambda call: call["resume"],
+     "with --resume: that belongs to the quantising already done in --out; leave it out, or name another --out",
+     ("checkpoint", "from_layout", "mean", "std", "calibrate", "images", "held_out", "method", "percentile", "bits",
+      "table_file", "spm", "edges", "layers", "max_weight_bits", "max_activation_bits", "sensitivity", "candidates",
+      "max_drop", "keep")),
+    (lambda call: not call["recipe"], "without training: give --train RECIPE",
+     ("learning_rate", "device", "precision", "compile_network", "minutes", "epochs", "seeds")),
+    (lambda call: not call["spm"], "without a search of bits: give --spm", ("max_weight_bits", "max_activation_bits")),
+    (lambda call: not (call["spm"] or call["sensitivity"]), "where no block is measured: give --sensitivity or --spm",
+     ("candidates",)),
+    (lambda call: call["max_drop"] is None, "without a floor: give --max-drop IOU", ("keep",)),
+    (lambda call: call["method"] != "percentile", "with another method: give --method percentile", ("percentile",)),
+    (lambda call: call["table_file"], "with --table, which has the edges too: give --layer", ("edges",)),
+    (lambda call: not call["dataset"], "without a data set: give --dataset NAME and --root FOLDER", ("held_out",)),
+)
 
 
 @click.command(help="""Quantise NETWORK: a name of `irstd-edge models`, or a label for --model.
@@ -27,8 +48,10 @@ low bits from there.""")
 @click.option("--out", type=_PATH, required=True, help="Folder of the results.")
 @click.option("--checkpoint", type=_PATH, help="Weights of the float network; default those that come with it.")
 @click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own.")
-@click.option("--from-layout", help="Whose public checkpoint it is, as `irstd-edge evaluate --from-layout`.")
-@click.option("--allow-pickle", is_flag=True, help="Read a pickled checkpoint: it can run code; trust its source.")
+@click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
+              help="Whose public checkpoint it is: its keys are mapped onto the network here.")
+@click.option("--allow-pickle", is_flag=True,
+              help="Let the checkpoint, and that of a recipe's teacher, be pickles, which can run code.")
 @click.option("--mean", type=float, help="Mean of the training images on the 0..255 scale.")
 @click.option("--std", type=float, help="Their standard deviation on the 0..255 scale.")
 @click.option("--calibrate", type=_PATH, help="Folder of images to calibrate on; default the data set's.")
@@ -67,6 +90,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
              sensitivity, candidates, max_drop, keep, recipe, epochs, minutes, learning_rate, resume, device, precision,
              compile_network, threads, seeds, json_file) -> None:
     began = monotonic()
+    _refuse_idle(click.get_current_context())
     if sum(map(bool, (bits, table_file, spm))) > 1:
         raise click.UsageError("--bits, --table and --spm exclude each other")
     if (dataset is None) != (root is None) and not (resume and root):
@@ -85,13 +109,13 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
     from irstd_edge.training.bits import parse_bits
     from irstd_edge.training.loop import check_folder
     from irstd_edge.training.parallel import launched_processes
+    from irstd_edge.training.seen import training_recipe
 
     if launched_processes() > 1 and not resume:
         raise click.UsageError("torchrun shares the training alone: quantise in one process, without --train, then "
                                "train in its --out under torchrun by --train RECIPE --resume")
     default = parse_bits(bits or "8", "--bits")
-    quantised = _quantised_factory(out) if resume else None
-    factory = model or network or quantised
+    factory = _quantised_factory(out, network, model) if resume else model or network
     planned = []
     if recipe:
         planned = plan_runs([(Path(recipe).stem, _recipe(recipe, factory, dataset, epochs, learning_rate))], seeds, out)
@@ -103,23 +127,40 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
             check_folder(folder, resume=False)
         source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, from_layout=from_layout)
-        _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
-                  edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep)
+        trained_by = training_recipe(source.factory, checkpoint, source.checkpoint_sha256)
+        _quantise(source, trained_by, out, calibrate, dataset, root, images, held_out, method, percentile, default,
+                  table_file, spm, edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates,
+                  max_drop, keep)
     if recipe:
-        _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file)
+        _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file, allow_pickle)
     elif json_file is not None:
         json_file.write(_manifest(out))
 
 
-def _quantised_factory(out: Path) -> str:
-    """What builds the float network whose quantised form lies in a folder."""
+def _refuse_idle(context: click.Context) -> None:
+    """Raise :class:`click.UsageError` where options on the command line would do nothing."""
+    options = {p.name: p.opts[0] for p in context.command.params}
+    for applies, reason, names in _IDLE:
+        given = [options[name] for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given and applies(context.params):
+            raise click.UsageError(f"{', '.join(given)} would do nothing {reason}")
+
+
+def _quantised_factory(out: Path, network: str | None, model: str | None) -> str:
+    """What builds the float network whose quantised form lies in a folder; NETWORK and --model may tell no other."""
     from irstd_edge.training.loop import TrainingError
 
     try:
-        return _manifest(out)["factory"]
+        manifest = _manifest(out)
+        factory, name = manifest["factory"], manifest["network"]
     except (OSError, ValueError, KeyError) as e:
         raise TrainingError(f"{out} holds no quantised network to go on with: leave out --resume to begin one there"
                             ) from e
+    for given, what, known in ((network, "NETWORK", (name, factory)), (model, "--model", (factory,))):
+        if given is not None and given not in known:
+            raise click.UsageError(f"{out} holds {' or '.join(dict.fromkeys(known))} quantised, not {given}: leave out "
+                                   f"{what}, which --resume knows, or name another --out")
+    return factory
 
 
 def _manifest(out: Path) -> dict:
@@ -138,8 +179,9 @@ def _recipe(reference: str, factory: str | None, dataset: str | None, epochs: in
                    final_learning_rate=min(recipe.final_learning_rate, rate))
 
 
-def _quantise(source, out, calibrate, dataset, root, images, held_out, method, percentile, default, table_file, spm,
-              edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop, keep) -> None:
+def _quantise(source, trained_by, out, calibrate, dataset, root, images, held_out, method, percentile, default,
+              table_file, spm, edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates, max_drop,
+              keep) -> None:
     from irstd_edge.data import Dataset, split_validation
     from irstd_edge.files import check_writable
     from irstd_edge.training import quantisation as q
@@ -151,6 +193,7 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
         parse_bits,
         search_assignments,
     )
+    from irstd_edge.training.seen import count_seen
 
     check_writable(out / q.MANIFEST)
     rules = []
@@ -168,6 +211,10 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
         train_indices, held_indices = split_validation(len(data), held_out)
         if held_indices:
             held = q.HeldOut([data[i] for i in held_indices], source)
+            seen = count_seen(trained_by, root, data, [data.names[i] for i in held_indices]) if trained_by else None
+            if seen:
+                click.echo(f"warning: {source.name} was trained on {seen} of the {len(held_indices)} images that are "
+                           f"held out here: what it loses on them may differ from what it loses on others", err=True)
         elif spm or sensitivity or max_drop is not None:
             raise q.QuantisationError(f"--held-out {held_out:g} of {len(data)} images of {dataset} is none to measure "
                                       "on: give a larger share")
@@ -180,7 +227,7 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
     blocks = find_blocks(convolutions, calibrated.size)
     facts = {}
 
-    fixed, found = {}, []
+    fixed, found, assignments = {}, [], []
     if spm:
         file = BitTable(None, (*edge_rules, *rules)).resolve(names)
         fixed = {name: file[name] for name in names if name in calibrated.trace.edges or _named(rules, name)} | {
@@ -192,15 +239,10 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
     if spm or sensitivity:
         with _progress("sensitivity", len(blocks) * len(wanted) * 2) as step:
             found = q.measure_sensitivity(calibrated, blocks, held, wanted, step)
-        q.write_csv(out / "sensitivity.csv", [s.row() for s in found])
-        q.plot_sensitivity(found, out / "sensitivity.png")
-        _show_sensitivity(found, out)
+        _show_sensitivity(found)
     if spm:
         assignments = search_assignments(calibrated.counts, blocks, q.losses_of(found), fixed, **ceilings)
         _show_assignments(assignments)
-        q.write_csv(out / "assignments.csv", [
-            {"weights": " ".join(map(str, a.weight_bits)), "activations": " ".join(map(str, a.activation_bits)),
-             **q.precision_facts(calibrated, a.table), "loss": a.loss} for a in assignments])
         table = {name: assignments[0].table[name] for name in names}
         facts["assignment"] = {k: v for k, v in asdict(assignments[0]).items() if k not in ("table", "precision")}
     elif table_file:
@@ -215,10 +257,14 @@ def _quantise(source, out, calibrate, dataset, root, images, held_out, method, p
             click.echo(f"kept {keep}: {k.layer} (loss +{k.loss_rise:.4f} alone); IoU now {k.iou:.4f}")
     if held:
         scores = {"float": held.measure(calibrated.folded), "quantised": held.measure(calibrated.quantise(table))}
-        facts["held_out"] = {"dataset": dataset, "share": held_out, "images": held.images} | {
+        facts["held_out"] = {"dataset": dataset, "share": held_out, "images": held.images, "trained_on": seen} | {
             k: asdict(v) for k, v in scores.items()}
-    q.write_result(out, source, calibrated, table, facts)
-    _show_result(calibrated, table, facts, out)
+    # All files at the end: until then those of an earlier quantising stay, and stay together.
+    q.write_result(out, source, calibrated, table, facts, found, assignments)
+    _show_result(calibrated, table, facts)
+    for name in (q.SENSITIVITY, q.SENSITIVITY_PLOT) if found else ():
+        click.echo(str(out / name))
+    click.echo(str(out / q.WEIGHTS))
 
 
 def _candidates(text: str) -> list[int]:
@@ -236,7 +282,8 @@ def _named(rules, name: str) -> bool:
     return any(matches(pattern, name) for pattern, _ in rules)
 
 
-def _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file) -> None:
+def _train(planned, factory, root, out, device, precision, compile_network, minutes, began, json_file, allow_pickle
+           ) -> None:
     from irstd_edge.checkpoints import build_network, restore
     from irstd_edge.data import Normalisation
     from irstd_edge.training.loop import Run, holds_run
@@ -249,27 +296,10 @@ def _train(planned, factory, root, out, device, precision, compile_network, minu
     def make(recipe, folder, own_device) -> Run:
         return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                    resume=holds_run(folder), network=restore(build_network(factory), out / WEIGHTS),
-                   normalisation=normalisation, cache=cache,
+                   normalisation=normalisation, allow_pickle=allow_pickle, cache=cache,
                    record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)})
 
     train_runs(planned, make, device, minutes, began, json_file, _manifest(out))
-
-
-def _console():
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _table(title: str, *columns: str):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    return table
 
 
 def _progress(title: str, total: int):
@@ -289,16 +319,16 @@ def _progress(title: str, total: int):
     return show()
 
 
-def _show_sensitivity(found, out: Path) -> None:
+def _show_sensitivity(found) -> None:
     bits = sorted({s.bits for s in found})
     full = found[0].full
-    table = _table(f"IoU lost (points) with one block rounded, float {full.iou:.4f}", "block", "side", "level",
-                   *(f"W{b}" for b in bits), *(f"A{b}" for b in bits))
+    table = terminal.table("block", "side", "level", *(f"W{b}" for b in bits), *(f"A{b}" for b in bits),
+                           title=f"IoU lost (points) with one block rounded, float {full.iou:.4f}")
     drops = {(s.block.name, s.kind, s.bits): 100 * s.iou_drop for s in found}
     for block in dict.fromkeys(s.block for s in found):
         table.add_row(block.name, block.side, str(block.level),
                       *(f"{drops[block.name, kind, b]:.1f}" for kind in ("weights", "activations") for b in bits))
-    console = _console()
+    console = terminal.console()
     console.print(table)
     low = [s for s in found if s.bits == bits[0]]
     for title, groups in (("side", {s.block.side: [t for t in low if t.block.side == s.block.side] for s in low}),
@@ -307,31 +337,30 @@ def _show_sensitivity(found, out: Path) -> None:
         means = ", ".join(f"{name} {100 * sum(s.iou_drop for s in group) / len(group):.1f}"
                           for name, group in groups.items())
         console.print(f"mean at {bits[0]} bits by {title}: {means}")
-    console.print(f"{out / 'sensitivity.csv'}, {out / 'sensitivity.png'}")
 
 
 def _show_assignments(assignments) -> None:
     from irstd_edge.training.bits import PUBLISHED
 
-    table = _table("Symmetric progressive assignments, bits by level, finest first", "weights / activations",
-                   "mean W", "mean A", "1/size", "1/memory", "1/compute", "loss, summed")
+    table = terminal.table("weights / activations", "mean W", "mean A", "1/size", "1/memory", "1/compute",
+                           "loss, summed", title="Symmetric progressive assignments, bits by level, finest first")
     for a in assignments:
         p = a.precision
         table.add_row(f"{a.weight_bits} / {a.activation_bits}", f"{p.weight_bits_mean:.3f}",
                       f"{p.activation_bits_mean:.3f}", f"{p.size_ratio:.1f}", f"{p.memory_ratio:.1f}",
                       f"{p.compute_ratio:.1f}", f"+{a.loss:.4f}")
     table.add_row("SPMix-Q as published, its bits are not", *(f"{v:g}" for v in PUBLISHED.values()), "-")
-    _console().print(table)
+    terminal.console().print(table)
 
 
-def _show_result(calibrated, table, facts, out: Path) -> None:
+def _show_result(calibrated, table, facts) -> None:
     from irstd_edge.training import quantisation as q
 
-    shown = _table("", "layer", "W", "A", "inputs", "weights", "MACs", "reason")
+    shown = terminal.table("layer", "W", "A", "inputs", "weights", "MACs", "reason")
     for row in q.layer_rows(calibrated, table):
         shown.add_row(row["layer"], str(row["weight_bits"]), str(row["activation_bits"]), row["inputs"],
                       f"{row['weights']:,}", f"{row['macs']:,}", row["reason"])
-    console = _console()
+    console = terminal.console()
     console.print(shown)
     p = q.precision_facts(calibrated, table)
     console.print(f"mean bits: weights {p['weight_bits_mean']:.3f}, activations {p['activation_bits_mean']:.3f}; of "
@@ -342,4 +371,3 @@ def _show_result(calibrated, table, facts, out: Path) -> None:
     if scores := facts.get("held_out"):
         console.print(f"IoU on {scores['images']} held-out images of {scores['dataset']}: float "
                       f"{scores['float']['iou']:.4f}, quantised {scores['quantised']['iou']:.4f}")
-    click.echo(str(out / q.WEIGHTS))

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from irstd_edge.layouts import LAYOUTS
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,10 +73,11 @@ class Distill:
     """The table ``[distill]`` of a recipe: what the network learns from a teacher besides the masks.
 
     ``teacher`` is a name of the registry or ``package.module:factory``, ``checkpoint`` its weights (default those of
-    the zoo). ``features`` are pairs ``teacher.layer=student.layer`` of names as ``named_modules()`` gives them.
-    ``method`` is ``msa`` (feature distillation guided by multi-scale spatial attention) or ``semantic`` (through a
-    self-attention sub-network). ``weight`` is the norm of the distillation's gradient over that of the loss;
-    ``attention`` (``msa``) how much more the most salient place counts than the background.
+    the zoo); of a public one ``from_layout`` is a key of :data:`~irstd_edge.layouts.LAYOUTS`. ``features`` are pairs
+    ``teacher.layer=student.layer`` of names as ``named_modules()`` gives them. ``method`` is ``msa`` (feature
+    distillation guided by multi-scale spatial attention) or ``semantic`` (through a self-attention sub-network).
+    ``weight`` is the norm of the distillation's gradient over that of the loss; ``attention`` (``msa``) how much more
+    the most salient place counts than the background.
 
     Raises :class:`RecipeError` on construction.
     """
@@ -83,12 +86,18 @@ class Distill:
     features: tuple[str, ...]
     method: str = "msa"
     checkpoint: str = ""
+    from_layout: str = ""
     weight: float = 1.0
     attention: float = 1.0
 
     def __post_init__(self):
         _check_kinds(self)
         _check_choice("method", self.method, DISTILLATIONS)
+        if self.from_layout:
+            _check_choice("from_layout", self.from_layout, LAYOUTS)
+            if not self.checkpoint:
+                raise RecipeError(f"from_layout {self.from_layout} says how to read a checkpoint of the teacher: give "
+                                  "checkpoint (--teacher-checkpoint) too")
         if not self.features:
             raise RecipeError("features must name at least one pair teacher.layer=student.layer")
         _ = self.pairs  # raises where one is malformed
@@ -113,12 +122,12 @@ class Recipe:
     checkpoint by IoU; the test split is never looked at. ``average`` is the decay, per step, of the running average
     of the weights that is validated and saved; it is less in the first steps, so that the first weights are soon
     forgotten. ``dataset`` may name several, joined by ``+``: their training splits are put together and normalised
-    by the constants of the first; ``NAME*3`` takes a set three times an epoch. The cosine schedule is half a period
-    from ``learning_rate`` to ``final_learning_rate``. ``crop`` is in pixels; a normalised image is multiplied
-    by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added.
+    by the constants of the first; ``NAME*3`` takes a set three times an epoch. ``crop`` is in pixels; a normalised
+    image is multiplied by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added.
 
-    ``dataset`` may name a split file too, as ``NAME:idx_427/trainval``. ``schedule`` is ``cosine``, ``multistep``
-    (times ``gamma`` after each of ``milestones``, in epochs) or ``constant``.
+    ``dataset`` may name a split file too, as ``NAME:idx_427/trainval``. ``schedule`` is ``cosine`` (half a period over
+    the run, from ``learning_rate`` towards ``final_learning_rate``, which the last epoch, one step before the end, does
+    not quite reach), ``multistep`` (times ``gamma`` after each of ``milestones``, in epochs) or ``constant``.
 
     Raises :class:`RecipeError` on construction.
     """

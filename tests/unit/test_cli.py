@@ -6,8 +6,11 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from irstd_edge import cli, errors
+from irstd_edge.bundle import sha256
+from irstd_edge.checkpoints import save_weights
 from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS
 from irstd_edge.models.cli import describe_models
@@ -26,7 +29,7 @@ def test_help_lists_every_command_without_heavy_imports(capsys):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["models", "data", "train", "distill"])
+@pytest.mark.parametrize("command", ["models", "data", "train", "distill", "quantize"])
 def test_the_commands_of_this_floor_have_help(command, capsys):
     assert find_spec(cli.COMMANDS[command][0].split(":")[0])
     assert cli.main([command, "--help"]) == 0
@@ -183,8 +186,44 @@ def test_distill(synthetic, tmp_path, capsys):
                      "--weight", "0.5"]) == 0
     record = json.loads((out / "recipe.json").read_text())
     assert record["network"] == "biisnet-float" and record["distill"] == {
-        "teacher": "biisnet", "features": ["encoder1=encoder1"], "method": "semantic", "checkpoint": "", "weight": 0.5,
-        "attention": 1.0}
+        "teacher": "biisnet", "features": ["encoder1=encoder1"], "method": "semantic", "checkpoint": "",
+        "from_layout": "", "weight": 0.5, "attention": 1.0}
+
+
+def test_a_public_checkpoint_teaches(synthetic, tmp_path, capsys):
+    """BasicIRSTD's files hold the keys of our resunet-basicirstd, under ``state_dict`` and behind ``model.``."""
+    recipe, public, own = tmp_path / "tiny.toml", tmp_path / "public.pth.tar", tmp_path / "own.safetensors"
+    network = get_model("resunet-basicirstd").factory()
+    torch.save({"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, public)
+    save_weights(network, own)
+    recipe.write_text(RECIPE)
+
+    def distill(*arguments):
+        return cli.main(["distill", str(recipe), "--root", str(synthetic), "--out", str(tmp_path / "run"), "--epochs",
+                         "1", "--student", "biisnet-float", *map(str, arguments)])
+
+    teacher = ["--teacher", "resunet-basicirstd", "--features", "conv0_0=encoder1", "--teacher-layout", "basicirstd"]
+    for arguments, message in (
+        (teacher, "from_layout basicirstd says how to read a checkpoint of the teacher: give checkpoint "
+                  "(--teacher-checkpoint) too"),
+        ([*teacher[:-1], "larq", "--teacher-checkpoint", public], "Invalid value for '--teacher-layout': 'larq'"),
+        ([*teacher, "--teacher-checkpoint", public], "pickled checkpoint refused"),
+        ([*teacher[:-1], "mshnet", "--teacher-checkpoint", public, "--allow-pickle"],
+         "the teacher: checkpoints of github.com/Lliu666/MSHNet hold mshnet, not resunet-basicirstd"),
+    ):
+        assert distill(*arguments) == errors.USAGE
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "run").exists()
+    assert distill(*teacher, "--teacher-checkpoint", public, "--allow-pickle") == 0
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert record["distill"]["from_layout"] == "basicirstd" and record["teacher"]["sha256"] == sha256(public)
+    # A layout is of the checkpoint that it stands with: a teacher or a checkpoint from the command line has none.
+    recipe.write_text(f'{RECIPE}[distill]\nteacher = "resunet-basicirstd"\nfeatures = ["conv0_0=encoder1"]\n'
+                      f'checkpoint = "{public}"\nfrom_layout = "basicirstd"\n')
+    for name, given in (("own", ["--teacher-checkpoint", own]), ("zoo", ["--teacher", "resunet"]), ("recipe", [])):
+        assert distill("--out", tmp_path / name, "--allow-pickle", *given) == 0
+        record = json.loads((tmp_path / name / "recipe.json").read_text())
+        assert record["distill"]["from_layout"] == ("basicirstd" if name == "recipe" else "")
 
 
 def test_of_several_runs_all_are_drawn_and_named_though_one_fails(synthetic, tmp_path, capsys):

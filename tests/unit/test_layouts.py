@@ -1,19 +1,21 @@
 """Public checkpoints: key lists written out by hand from the public code, and networks that compute the same."""
 
-
 import pytest
 import torch
 from click.testing import CliRunner
 
 from irstd_edge import checkpoints
 from irstd_edge.checkpoints import CheckpointError, load_network, load_weights
+from irstd_edge.data import Normalisation
 from irstd_edge.layouts import LAYOUTS, convert
 from irstd_edge.models.acm import ACMFPN
 from irstd_edge.models.dnanet import DNANet
 from irstd_edge.models.mshnet import MSHNet
 from irstd_edge.models.registry import MODELS
-from irstd_edge.models.resunet import ResUNet
+from irstd_edge.models.resunet import WIDTHS, ResUNet
 from irstd_edge.training.cli import train
+from irstd_edge.training.distillation import load_teacher
+from irstd_edge.training.recipe import Distill
 
 
 def bn(name, channels):
@@ -190,6 +192,36 @@ def test_a_training_starts_from_a_public_checkpoint(tmp_path):
     assert torch.equal(started.eval()(x), evaluated.network(x))
     with pytest.raises(CheckpointError, match="hold acm"):
         checkpoints.initial_weights(network, tmp_path / "a.pth.tar", True, "basicirstd")
+
+
+@torch.no_grad()
+def test_a_public_checkpoint_teaches_what_it_computes(tmp_path):
+    torch.manual_seed(0)
+    public, path = randomise(ResUNet(WIDTHS["one"], in_channels=3)), tmp_path / "a.pth.tar"
+    write(path, public.state_dict(), "state_dict", "module.")
+    settings = Distill("resunet-one", ("conv0_0=a",), checkpoint=str(path), from_layout="dnanet")
+    teacher = load_teacher(settings, Normalisation(100.0, 30.0), allow_pickle=True)
+    p, image = teacher.preprocessing, torch.randint(0, 256, (1, 1, 32, 48)).float()
+    assert (p.mean, p.std) == pytest.approx((0.449 * 255, 0.226 * 255))  # the layout's, not the student's
+    # The padding of the first two convolutions is another grey there: two pixels at the border.
+    inner = (..., slice(2, -2), slice(2, -2))
+    torch.testing.assert_close(teacher.network.conv0_0((image - p.mean) / p.std)[inner],
+                               public.conv0_0(imagenet(image))[inner], rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_of_a_layout_without_a_normalisation_sees_the_students(tmp_path):
+    write(tmp_path / "a.pth.tar", random_tensors(resunet_keys(THREE[:4], 1, 4)), "state_dict", "model.")
+    settings = Distill("resunet-basicirstd", ("a=b",), checkpoint=str(tmp_path / "a.pth.tar"), from_layout="basicirstd")
+    teacher = load_teacher(settings, Normalisation(100.0, 30.0), allow_pickle=True)
+    assert (teacher.preprocessing.mean, teacher.preprocessing.std) == (100, 30)
+
+
+def test_a_public_teacher_without_its_layout_is_told_how_to_name_it(tmp_path):
+    write(tmp_path / "a.pth.tar", random_tensors(resunet_keys((4, 8, 16, 32, 64), 3, 5)))
+    settings = Distill("resunet-one", ("a=b",), checkpoint=str(tmp_path / "a.pth.tar"))
+    with pytest.raises(CheckpointError, match=r"the teacher: .*a\.pth\.tar: .*; a public one needs --teacher-layout "
+                                              r"\(from_layout in \[distill\]\) dnanet"):
+        load_teacher(settings, Normalisation(100.0, 30.0), allow_pickle=True)
 
 
 def test_a_layout_without_initial_weights_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 
 from irstd_edge import cli, errors
 from irstd_edge.bundle import Preprocessing, sha256
-from irstd_edge.checkpoints import LoadedNetwork, load_network, save_weights
+from irstd_edge.checkpoints import LoadedNetwork, load_network, recorded_normalisation, save_weights
 from irstd_edge.data import DataError, Dataset, Sample
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.nn.quant import QuantConv2d
@@ -36,6 +36,7 @@ from irstd_edge.training.quantisation import (
     observe_inputs,
     weight_step,
 )
+from irstd_edge.training.quantise_cli import quantize
 from irstd_edge.training.recipe import Recipe
 
 RECIPE = Recipe("small", "Synthetic", epochs=30, batch=5, crop=32, learning_rate=1e-2, average=0.8, validation=0.0,
@@ -252,7 +253,7 @@ def test_a_network_that_returns_a_list_is_quantised_by_its_first_tensor(calibrat
 def test_images_are_taken_evenly(tmp_path, synthetic):
     assert evenly("abcdefgh", 4) == list("aceg") and evenly("ab", 5) == ["a", "b"]
     folder = synthetic / "Synthetic" / "images"
-    assert [p.name for p in image_files(folder, 2)] == ["0.png", "5.png"]
+    assert [p.name for p in image_files(folder, 2)] == ["0.png", "18.png"]  # by name, not by number
     with pytest.raises(DataError, match="no such folder"):
         image_files(tmp_path / "absent", 1)
     with pytest.raises(DataError, match="holds no image"):
@@ -412,11 +413,30 @@ def test_the_share_that_is_held_out(trained, tmp_path, capsys):
     call = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out",
             tmp_path / "out")
     assert run_cli(*call, "--held-out", 0.5) == 0
+    assert "small was trained on 5 of the 5 images that are held out here" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out" / "quantisation.json").read_text())
     assert (manifest["held_out"]["images"], manifest["held_out"]["share"]) == (5, 0.5)
+    assert manifest["held_out"]["trained_on"] == 5
     assert [i["file"] for i in manifest["images"]] == ["0.png", "2.png", "4.png", "6.png", "8.png"]
-    assert run_cli(*call, "--held-out", 0.05, "--max-drop", 0.1) == errors.USAGE
-    assert "--held-out 0.05 of 10 images of Synthetic is none to measure on" in capsys.readouterr().err
+    other = write_dataset(tmp_path / "other", "Other", count=1)
+    call = ("--checkpoint", run / "last.safetensors", "--dataset", "Other", "--root", other, "--out", tmp_path / "one")
+    assert run_cli(*call) == 0
+    assert json.loads((tmp_path / "one" / "quantisation.json").read_text()).get("held_out") is None
+    assert run_cli(*call, "--max-drop", 0.1) == errors.USAGE
+    assert "--held-out 0.1 of 1 images of Other is none to measure on" in capsys.readouterr().err
+
+
+def test_training_keeps_the_normalisation_of_the_float_network(trained, tmp_path):
+    root, run = trained
+    (tmp_path / "r.toml").write_text('network = "small"\ndataset = "Synthetic"\nepochs = 1\nbatch = 4\ncrop = 32\n')
+    out, given = tmp_path / "out", {"mean": 10.0, "std": 200.0}
+    assert run_cli("--checkpoint", run / "last.safetensors", "--mean", 10, "--std", 200, "--dataset", "Synthetic",
+                   "--root", root, "--out", out, "--train", tmp_path / "r.toml") == 0
+    assert json.loads((out / "recipe.json").read_text())["normalisation"] == given
+    # Of folders where training went on otherwise, too.
+    (out / "recipe.json").write_text(json.dumps({"normalisation": {"mean": 1, "std": 2}}))
+    assert recorded_normalisation(out / "quantised.safetensors") == given
+    assert recorded_normalisation(out / "best.safetensors") == {"mean": 1, "std": 2}
 
 
 def test_the_floor_of_the_command(trained, tmp_path, capsys):
@@ -429,11 +449,14 @@ def test_the_floor_of_the_command(trained, tmp_path, capsys):
     assert f"kept float: {manifest['kept'][0]['layer']}" in capsys.readouterr().out
 
 
+#: Below the folder that a test of wrong calls runs in.
+MEASURED = ("--dataset", "Synthetic", "--root", "data")
+
+
 @pytest.mark.parametrize("arguments, message", [
     ((), "give images to calibrate on"),
     (("--bits", 3, "--spm", "--calibrate", "x"), "exclude each other"),
     (("--dataset", "Synthetic"), "--dataset and --root go together"),
-    (("--calibrate", "x", "--resume"), "give --train RECIPE too"),
     (("--calibrate", "x", "--train", "r"), "--train needs --root"),
     (("--calibrate", "x", "--spm"), "held-out images with masks"),
     (("--calibrate", "x", "--max-drop", 0.1), "held-out images with masks"),
@@ -441,23 +464,125 @@ def test_the_floor_of_the_command(trained, tmp_path, capsys):
     (("--calibrate", "absent"), "absent: no such folder"),
     (("--calibrate", "x", "--bits", 9), "--bits: bits are"),
     (("--calibrate", "x", "--edges", "half"), "--edges: bits are"),
-    (("--calibrate", "x", "--keep", "0"), "--keep: bits are"),
+    ((*MEASURED, "--max-drop", 0.1, "--keep", "0"), "--keep: bits are"),
     (("--calibrate", "x", "--layer", "up"), "write PATTERN=BITS"),
     (("--calibrate", "x", "--layer", "up=0"), "--layer up=0: bits are"),
     (("--calibrate", "x", "--layer", "upp=3"), "'upp' matches no convolution"),
-    (("--calibrate", "x", "--candidates", "1,2"), "--candidates 1,2: numbers of bits, 2 to 8"),
+    ((*MEASURED, "--sensitivity", "--candidates", "1,2"), "--candidates 1,2: numbers of bits, 2 to 8"),
     (("--calibrate", "x", "--table", "absent.toml"), "absent.toml"),
     (("--calibrate", "x", "--bits", "8,1", "--edges", "8,1"), "down.0: activation_bits must be at least 2"),
     (("--calibrate", "x", "--checkpoint", "absent"), "absent: cannot be read"),
+    (("--calibrate", "x", "--from-layout", "larq"), "Invalid value for '--from-layout': 'larq'"),
+    # Options that would do nothing.
+    (("--calibrate", "x", "--seed", 1, "--compile", "--device", "cpu"),
+     "--device, --compile, --seed would do nothing without training: give --train RECIPE"),
+    *((("--calibrate", "x", *option), f"{option[0]} would do nothing without training: give --train RECIPE")
+      for option in (("--learning-rate", 1), ("--precision", "bf16"), ("--minutes", 1), ("--epochs", 1))),
+    *((("--calibrate", "x", option, 2.5), f"{option} would do nothing without a search of bits: give --spm")
+      for option in ("--max-weight-bits", "--max-activation-bits")),
+    (("--calibrate", "x", "--candidates", "2,4"), "where no block is measured: give --sensitivity or --spm"),
+    (("--calibrate", "x", "--keep", "8"), "--keep would do nothing without a floor: give --max-drop IOU"),
+    (("--calibrate", "x", "--percentile", 99.99),
+     "--percentile would do nothing with another method: give --method percentile"),
+    (("--calibrate", "x", "--table", "t.toml", "--edges", "8"),
+     "--edges would do nothing with --table, which has the edges too: give --layer"),
+    (("--calibrate", "x", "--held-out", 0.1),
+     "--held-out would do nothing without a data set: give --dataset NAME and --root FOLDER"),
 ])
 def test_wrong_calls_name_the_option_and_leave_nothing(trained, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("x").symlink_to(trained[0] / "Synthetic" / "images")
+    Path("data").symlink_to(trained[0])
     out = tmp_path / "out"
     weights = () if "--checkpoint" in arguments else ("--checkpoint", trained[1] / "last.safetensors")
     assert run_cli("--out", out, *weights, *arguments) == errors.USAGE
     assert message in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
+
+
+def test_with_resume_every_option_of_quantising_is_refused(tmp_path, capsys):
+    values = {"checkpoint": "a", "from_layout": "acm", "mean": 1, "std": 1, "calibrate": "a", "images": 1,
+              "held_out": 0.1, "method": "mse", "percentile": 99, "bits": 8, "table_file": "a", "edges": 8,
+              "layers": "a=8", "max_weight_bits": 3, "max_activation_bits": 3, "candidates": "2,4", "max_drop": 0.1,
+              "keep": 8, "spm": None, "sensitivity": None}
+    options = {p.name: p.opts[0] for p in quantize.params}
+    assert set(options) - set(values) == {
+        "network", "model", "out", "dataset", "root", "allow_pickle", "recipe", "learning_rate", "resume", "json_file",
+        "device", "precision", "threads", "compile_network", "minutes", "epochs", "seeds"}
+    for name, value in values.items():
+        given = [options[name]] if value is None else [options[name], value]
+        assert train_cli("--out", tmp_path / "out", "--root", "r", "--train", "t", "--resume", *given) == errors.USAGE
+        assert f"{given[0]} would do nothing with --resume: that belongs to the quantising already done in --out; " \
+            "leave it out, or name another --out" in " ".join(capsys.readouterr().err.split())
+    assert train_cli("--out", tmp_path / "out", "--resume") == errors.USAGE
+    assert "give --train RECIPE too" in capsys.readouterr().err
+    assert train_cli("--out", tmp_path / "out", "--bits", 8, "--resume", "--max-drop", 0.1) == errors.USAGE
+    assert "--bits, --max-drop would do nothing" in capsys.readouterr().err
+
+
+def test_resume_knows_the_network(trained, tmp_path, capsys):
+    root, run = trained
+    out = tmp_path / "out"
+    (tmp_path / "r.toml").write_text('network = "biisnet"\ndataset = "Synthetic"\nepochs = 1\nbatch = 4\ncrop = 32\n')
+    assert run_cli("--checkpoint", run / "last.safetensors", "--calibrate", root / "Synthetic" / "images", "--out",
+                   out) == 0
+    resume = ("--root", root, "--out", out, "--train", tmp_path / "r.toml", "--resume")
+    for other, message in ((("smal",), "not smal: leave out NETWORK"), (("resunet",), "not resunet: leave out NETWORK"),
+                           (("--model", "small_networks:other"), "not small_networks:other: leave out --model"),
+                           (("small", "--model", "small"), "not small: leave out --model")):
+        assert train_cli(*other, *resume) == errors.USAGE
+        assert f"{message}, which --resume knows" in " ".join(capsys.readouterr().err.split())
+    # By the label of its beginning, with or without --model, by its factory, or without a name.
+    for same in (("small",), ("small", "--model", "small_networks:small_unet"), ("small_networks:small_unet",), ()):
+        assert train_cli(*same, *resume) == 0
+    assert json.loads((out / "recipe.json").read_text())["network"] == "small_networks:small_unet"
+
+
+def test_a_teacher_helps_in_low_bits(trained, tmp_path, capsys):
+    root, run = trained
+    out, teacher = tmp_path / "out", tmp_path / "teacher.pth"
+    torch.save(small_unet().state_dict(), teacher)
+    (tmp_path / "r.toml").write_text(
+        'network = "small"\ndataset = "Synthetic"\nepochs = 1\nbatch = 4\ncrop = 32\n[distill]\n'
+        f'teacher = "small_networks:small_unet"\nfeatures = ["deep=deep"]\ncheckpoint = "{teacher}"\n')
+    images = root / "Synthetic" / "images"
+    assert run_cli("--checkpoint", run / "last.safetensors", "--calibrate", images, "--out", out) == 0
+    resume = ("--root", root, "--out", out, "--train", tmp_path / "r.toml", "--resume")
+    assert train_cli(*resume) == errors.USAGE
+    assert f"the teacher: {teacher}: pickled checkpoint refused" in capsys.readouterr().err
+    assert train_cli(*resume, "--allow-pickle") == 0
+    assert json.loads((out / "recipe.json").read_text())["teacher"]["sha256"] == sha256(teacher)
+
+
+def test_a_folder_holds_the_files_of_its_last_quantising_alone(trained, tmp_path, capsys):
+    root, run = trained
+    out = tmp_path / "out"
+    data = ("--checkpoint", run / "last.safetensors", "--dataset", "Synthetic", "--root", root, "--out", out)
+    search = ("--spm", "--candidates", "2,4", "--max-weight-bits", 3, "--max-activation-bits", 4.4)
+
+    def held():
+        return {p.name: p.read_bytes() for p in out.iterdir()}
+
+    always = {"quantised.safetensors", "quantisation.json", "bits.toml", "layers.csv"}
+    assert run_cli(*data, *search) == 0
+    assert f"{out / 'sensitivity.csv'}\n{out / 'sensitivity.png'}\n" in capsys.readouterr().out
+    first = held()
+    assert first.keys() == always | {"sensitivity.csv", "sensitivity.png", "assignments.csv"}
+    # What fails, at once or once all is measured, leaves the earlier files as they are.
+    assert run_cli(*data, "--layer", "nowhere=3") == errors.USAGE
+    assert run_cli(*data, "--sensitivity", "--candidates", "3", "--bits", 2, "--edges", "2", "--max-drop", 0, "--keep",
+                   "2") == errors.USAGE
+    assert "every layer kept at (2, 2)" in capsys.readouterr().err
+    assert held() == first
+    assert run_cli(*data, "--sensitivity", "--candidates", "3") == 0
+    assert held().keys() == always | {"sensitivity.csv", "sensitivity.png"}
+    assert held()["sensitivity.csv"] != first["sensitivity.csv"]
+    assert run_cli(*data) == 0
+    assert held().keys() == always
+
+
+def test_the_command_knows_every_method():
+    assert tuple(next(p for p in quantize.params if p.name == "method").type.choices) == METHODS
 
 
 def test_saved_weights_of_a_small_network_evaluate_identically(calibrated, tmp_path):

@@ -449,11 +449,24 @@ def test_a_network_and_an_objective_of_the_caller(synthetic, tmp_path):
     assert torch.equal(again.gain, objective.gain)
 
 
-def test_schedules_and_optimizers():
-    multistep = replace(TINY, schedule="multistep", learning_rate=1.0, milestones=(2, 4))
-    assert [multistep.learning_rate_at(e) for e in range(1, 7)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert replace(TINY, schedule="constant").learning_rate_at(5) == TINY.learning_rate
-    assert TINY.learning_rate_at(1) == TINY.learning_rate
+def test_schedules_by_hand():
+    def rates(at, **changes):
+        recipe = replace(TINY, **{"epochs": 400, "learning_rate": 1.0, "final_learning_rate": 0.2} | changes)
+        return [recipe.learning_rate_at(e) for e in at]
+
+    # 0.2 + 0.4 (1 + cos of 0, 45, 90 and 135 degrees): the last epoch is one step before the end of the half period.
+    assert rates((1, 2, 3, 4), epochs=4) == pytest.approx([1.0, 0.4 * 2**0.5 / 2 + 0.6, 0.6, 0.6 - 0.4 * 2**0.5 / 2])
+    # pi / 400 before it: 1 + cos(pi - pi / 400) is nearly (pi / 400)^2 / 2.
+    assert rates((1, 201, 400)) == pytest.approx([1.0, 0.6, 0.2 + 0.4 * 3.0843e-5], rel=1e-7)
+    assert rates((1,), epochs=1) == [1.0]
+    # A milestone is the last epoch of its rate.
+    assert rates((1, 200, 201, 300, 301, 400), schedule="multistep", milestones=(200, 300), gamma=0.5) == [
+        1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    assert rates((1, 2, 3), schedule="multistep", milestones=(1,), gamma=0.1) == pytest.approx([1.0, 0.1, 0.1])
+    assert rates((1, 5, 400), schedule="constant") == [1.0, 1.0, 1.0]
+
+
+def test_optimizers_step_downhill():
     for name in OPTIMIZERS:
         weight = nn.Parameter(torch.ones(1))
         optimizer = replace(TINY, optimizer=name, weight_decay=0.1).make_optimizer([weight])
@@ -518,6 +531,10 @@ def test_shipped_recipes_are_valid(path):
         ('[distill]\nteacher = "x"\nfeatures = []', "distill: features must name at least one pair"),
         ('[distill]\nteacher = "x"\nfeatures = ["a"]', "distill: features must be teacher.layer=student.layer, got"),
         ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nmethod = "kd"', "distill: method must be one of msa, semantic"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\ncheckpoint = "c"\nfrom_layout = "larq"',
+         "distill: from_layout must be one of basicirstd, dnanet, acm, mshnet, got 'larq'"),
+        ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nfrom_layout = "acm"',
+         r"distill: from_layout acm .*: give checkpoint \(--teacher-checkpoint\) too"),
         ('[distill]\nteacher = "x"\nfeatures = ["a=b"]\nweight = -1', "distill: weight must not be negative"),
     )),
 ])

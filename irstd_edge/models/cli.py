@@ -23,22 +23,23 @@ def models(json_file: JsonFile | None) -> None:
     entries = describe_models()
     table = Table(title="Networks at 256 x 256", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("network", no_wrap=True)
-    for name in (*_COUNTS.values(), *_OPERATIONS.values(), "file"):
+    for name in (*_COUNTS.values(), *_OPERATIONS.values()):
         table.add_column(name, justify="right", no_wrap=True)
     console, notes = Console(highlight=False), []
     for family, group in groupby(entries, lambda e: e["family"]):
         table.add_section()
         notes += ["", family]
         for e in group:
-            table.add_row(e["name"], *(f"{e['params'][k]:,}" for k in _COUNTS), *(_short(e[k]) for k in _OPERATIONS),
-                          "" if e["weights_bytes"] is None else f"{e['weights_bytes'] / 1e6:.2f} MB")
+            table.add_row(e["name"], *(f"{e['params'][k]:,}" for k in _COUNTS), *(_short(e[k]) for k in _OPERATIONS))
             notes.append(f"  {e['name']}: {e['summary']}; {e['source']}")
+            if e["weights_bytes"] is not None:
+                notes.append(f"    trained weights: {e['weights_bytes'] / 1e6:.2f} MB")
             notes += [f"    {name} ({m['protocol']}): " + "  ".join(f"{v} {m[k]:.4f}" for k, v in _METRICS.items())
                       + f"  Fa {m['fa'] * 1e6:.2f}e-6" for name, m in e["metrics"].items()]
     console.print(table)
     console.print("Learned values: raw = all; /32+conv = bits of compressed weights / 32 + full-precision\n"
                   "convolutions (the field's count); /32+all = those bits / 32 + all else. OPs = MACs + BOPs / 64.\n"
-                  "file: of the trained weights that come with it, whose accuracy is below; details: docs/models.md",
+                  "Accuracy stands with the networks whose trained weights are here; details: docs/models.md",
                   soft_wrap=True)
     console.print("\n".join(notes), soft_wrap=True)
     if json_file:

@@ -203,7 +203,7 @@ class _Network:
                      "bias": self.numbers(
                          kinds[2], out, bits, draw(st.sampled_from([100, 1000] if self.easy else [100, 1000, 40000])))}
         if a["activation"] == 1:
-            slope = {"grid": lambda: rng.integers(0, 128, out) / 128, "any": lambda: rng.normal(0, 1, out),
+            slope = {"grid": lambda: rng.integers(-127, 128, out) / 128, "any": lambda: rng.normal(0, 1, out),
                      "special": lambda: rng.choice(np.append(SPECIAL, [1.0, 0.5, -0.25, 255 / 256]), out)}[kinds[3]]()
             shifts = [self.numbers(kinds[4], out, bits, 200) for _ in range(2)]
             constants["activation_parameters"] = np.float32([shifts[0], slope, shifts[1]])

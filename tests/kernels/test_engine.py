@@ -247,8 +247,13 @@ def binary_case(name: str):
     x = b.fixed(0, 8)
     if name.startswith("int16"):
         out, residual = {"int16": (20, None), "int16 plain": (20, None), "int16 residual": (20, x),
-                         "int16 repeated": (40, x), "int16 averaged": (10, x), "int16 odd": (33, None)}[name]
-        y = b.binary(rng, x, out, residual, activation=int(name != "int16 plain"), **SAME)
+                         "int16 repeated": (40, x), "int16 averaged": (10, x), "int16 odd": (33, None),
+                         "int16 negative": (8, None)}[name]
+        # Slopes and scales of both signs.
+        constants = {"scale": np.float32([3, -3] * 4) / 256, "activation_parameters": np.float32(
+            [[0] * 8, [-1 / 2, -1 / 4, -127 / 128, -1 / 128, 1 / 2, 1 / 4, 127 / 128, 0], [0] * 8])}
+        y = b.binary(rng, x, out, residual, activation=int(name != "int16 plain"),
+                     constants=constants if name == "int16 negative" else None, **SAME)
         if name == "int16 odd":
             y = b.binary(rng, y, 7, kernel=(5, 3), stride_w=2, dilation_h=2, pad_top=4, pad_bottom=4, pad_value=1)
         return b.finish(y), [image(20, 9, 75)]
@@ -259,8 +264,9 @@ def binary_case(name: str):
 
 
 FORMS = {"int16": ["int16"], "int16 plain": ["int16"], "int16 residual": ["int16"], "int16 repeated": ["int16"],
-         "int16 averaged": ["int16"], "int16 odd": ["signs", "int16"], "signs": ["signs", "signs", "float"],
-         "signs of floats": ["signs", "signs", "float"], "signs of a clamp": ["signs", "signs", "float"]}
+         "int16 averaged": ["int16"], "int16 negative": ["int16"], "int16 odd": ["signs", "int16"],
+         "signs": ["signs", "signs", "float"], "signs of floats": ["signs", "signs", "float"],
+         "signs of a clamp": ["signs", "signs", "float"]}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -420,7 +426,7 @@ def test_saturation(core, threads):
     ends = np.float32([32767, -32768, 30000, -30000, 1, -1, 127, 0]) / 256
     plain = {"scale": np.full(8, 1 / 256, np.float32)}
     outs = [b.binary(rng, x, 8, r, activation=1, constants=plain | {
-        "bias": ends * share, "activation_parameters": np.float32([ends[::-1] / 2, [0.5] * 8, ends])}, **SAME)
+        "bias": ends * share, "activation_parameters": np.float32([ends[::-1] / 2, [0.5, -0.5] * 4, ends])}, **SAME)
         for share in (0.5, 1) for r in (None, b.conv(rng, x, 8, grid=8, steps=1, **SAME))]
     x = image(9, 6, 70, scale=300)
     check(core, [core.isa()], b.finish(*outs), [x], runs=2, threads=threads)

@@ -314,7 +314,7 @@ static irstd_status fold_fixed(struct irstd_session *s, const irstd_node *n, int
     if (shift < 0) return IRSTD_OK;
     for (int oc = 0; oc < a->out_channels; oc++) {
         double m = ldexp((double)c->scale[oc] * step * c->unit, 15 - shift);
-        if (!(fabs(m) <= INT16_MAX) || most * odd_part((int64_t)m) >= 1 << 23) return IRSTD_OK;
+        if (!(fabs(m) <= INT16_MAX) || most * odd_part((int64_t)fabs(m)) >= 1 << 23) return IRSTD_OK;
         double offset = floor((double)c->bias[oc] * step + 0.5), largest = ldexp((double)most * fabs(m), shift - 15) + 1;
         double shifted = offset, slope = 0, out = 0;
         if (rprelu) {
@@ -322,7 +322,7 @@ static irstd_status fold_fixed(struct irstd_session *s, const irstd_node *n, int
             shifted -= in;
             out = floor((double)c->shift_out[oc] * step + 0.5);
             slope = (double)c->slope[oc] * 32768;
-            if (!(slope >= 0 && slope <= INT16_MAX) || slope != floor(slope) || odd_part((int64_t)slope) > 255 ||
+            if (!(fabs(slope) <= INT16_MAX) || slope != floor(slope) || odd_part((int64_t)fabs(slope)) > 255 ||
                 !(fabs(out) <= INT16_MAX) || !(fabs(in) <= INT16_MAX))
                 return IRSTD_OK;
         }

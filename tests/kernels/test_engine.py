@@ -449,6 +449,17 @@ def test_channels_that_share_words(core, channels, shape):
     check(core, [core.isa()], b.finish(values, signs), [image(channels * groups, 7, 70)], runs=2)
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_a_side_that_a_factor_leaves_as_long_is_copied(core, mode):
+    """Two rows times 4/3 are two rows: PyTorch then takes them as they are."""
+    b = Builder(3)
+    rows = b.add("Resize", 0, 3, mode=mode, scale_h=4, divisor_h=3, scale_w=1, divisor_w=1, size=0, height=0, width=0)
+    wider = b.add("Resize", 0, 3, mode=mode, scale_h=4, divisor_h=3, scale_w=3, divisor_w=1, size=0, height=0, width=0)
+    x = image(3, 2, 5)
+    check(core, [core.isa()], b.finish(rows, wider), [x], [0.0, FLOAT_TOLERANCE], runs=2)
+    assert_same_bits(run_program(b.finish(rows), x)[0], x)
+
+
 def test_five_ways_to_binarise_are_too_many(library):
     rng = np.random.default_rng(1)
     b = Builder(3)

@@ -15,10 +15,11 @@ int irstd_leaves_image(const irstd_node *n) {
 /* In float32 as in PyTorch, so that nearest takes the same pixels. */
 float irstd_resize_step(const irstd_node *n, int across) {
     const int32_t *i = n->i;
-    if (i[IRSTD_RESIZE_SIZE] == IRSTD_RESIZE_SIZE_SCALED)
+    const int64_t size = across ? n->inputs[0]->width : n->inputs[0]->height;
+    const int64_t made = across ? n->output->width : n->output->height;
+    if (i[IRSTD_RESIZE_SIZE] == IRSTD_RESIZE_SIZE_SCALED && made != size) /* PyTorch copies what keeps its size */
         return (float)i[IRSTD_RESIZE_DIVISOR_H + across] / (float)i[IRSTD_RESIZE_SCALE_H + across];
-    return across ? (float)n->inputs[0]->width / (float)n->output->width
-                  : (float)n->inputs[0]->height / (float)n->output->height;
+    return (float)size / (float)made;
 }
 
 irstd_mix irstd_resize_source(const irstd_node *n, int across, int64_t to) {

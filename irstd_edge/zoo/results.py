@@ -81,7 +81,8 @@ ROWS = (
         f"{_OPTIONS}resunet-spmix",
     ), _everywhere("IoU within 0.01 of resunet, at least 0.03 above homogeneous quantisation of equal size")),
 )
-_EVALUATION = (_CARD.format("DATASET"), "cp cards/DATASET/NETWORK.json docs/results/DATASET/",
+_EVALUATION = (_CARD.format("DATASET"),
+               "mkdir -p docs/results/DATASET && cp cards/DATASET/NETWORK.json docs/results/DATASET/",
                "python -m irstd_edge.zoo.results")
 
 

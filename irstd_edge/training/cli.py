@@ -136,6 +136,8 @@ def distill(recipe, student, teacher, checkpoint, teacher_layout, features, meth
              "method": method, "weight": weight, "attention": attention}
     table = {k: v for k, v in table.items() if v not in (None, ())}
     known = settings.as_dict().get("distill", {})
+    if attention is not None and (method or known.get("method", "msa")) != "msa":
+        raise click.UsageError("--attention would do nothing with --method semantic: it is of msa")
     if missing := [name for name in ("teacher", "features") if name not in known | table]:
         raise click.UsageError(f"{recipe} has no [distill] {' and '.join(missing)}: give "
                                + " and ".join(f"--{name}" for name in missing))

@@ -28,6 +28,7 @@ from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import LoadedNetwork, load_network
 from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS, PROTOCOLS, Dataset
+from irstd_edge.errors import USAGE, first_line
 from irstd_edge.files import replacing, write_text
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import BinaryConv2d
@@ -101,7 +102,7 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             return file, loaded, {
                 key: {"split": split, "protocol": protocol, **evaluate_network(
                     network, Dataset(root, dataset, split), loaded.preprocessing, device, protocol).as_dict(),
-                    "command": _command(name, own, dataset, split, protocol)}
+                    "command": _command(name, own, constants, dataset, split, protocol)}
                 for key, dataset, split, protocol in _splits(datasets, protocols)}
 
         measured = [measure(i, which) for i in range(len(runs))]
@@ -158,10 +159,13 @@ def _read_record(run: Path, name: str, which: str) -> dict:
         else:
             record = json.loads((run / "recipe.json").read_text())
     except (OSError, ValueError) as e:
+        if which == "quantised":
+            raise TrainingError(f"{run}: no folder of irstd-edge quantize ({first_line(e)}); leave out "
+                                "--which quantised for a training run") from e
         hint = ""
-        if which != "quantised" and (run / _QUANTISATION).is_file():
+        if (run / _QUANTISATION).is_file():
             hint = "; give --which quantised for a network that was quantised without training"
-        raise TrainingError(f"{run}: no folder of a training run ({e}){hint}") from e
+        raise TrainingError(f"{run}: no folder of a training run ({first_line(e)}){hint}") from e
     record["initial"] = record.get("initial") or None
     # A quantised network has a name of its own, beside that of the float network that it is made from.
     trained = record["network"]
@@ -218,8 +222,9 @@ def _splits(datasets: Sequence[str], protocols: Sequence[str]):
             yield reference + ("" if protocol == PROTOCOLS[0] else f", {protocol}"), dataset, split or "test", protocol
 
 
-def _command(name: str, own: str | None, dataset: str, split: str, protocol: str) -> str:
-    network = name if own is None else f"{name} --model {own} --checkpoint {name}.safetensors"
+def _command(name: str, own: str | None, constants: dict, dataset: str, split: str, protocol: str) -> str:
+    network = name if own is None else (f"{name} --model {own} --checkpoint {name}.safetensors "
+                                        f"--mean {constants['mean']} --std {constants['std']}")
     return (f"irstd-edge evaluate {network} --dataset {dataset} --root PATH"
             + ("" if split == "test" else f" --split {split}")
             + ("" if protocol == PROTOCOLS[0] else f" --protocol {protocol}"))
@@ -473,7 +478,9 @@ def main(runs, name, root, which, datasets, protocols, half, device, note, summa
             for path in publish(card, weights, out):
                 click.echo(path)
     except (ValueError, OSError) as e:
-        raise click.ClickException(str(e)) from e
+        error = click.ClickException(str(e))
+        error.exit_code = USAGE
+        raise error from e
 
 
 if __name__ == "__main__":

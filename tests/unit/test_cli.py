@@ -185,6 +185,9 @@ def test_distill(synthetic, tmp_path, capsys):
     assert "distill: features must be teacher.layer=student.layer" in capsys.readouterr().err
     assert cli.main([*call, "--teacher", "biisnet", "--features", "encoder1=encodr1"]) == errors.USAGE
     assert "the student has no layer 'encodr1'; nearest: encoder1" in capsys.readouterr().err
+    assert cli.main([*call, "--teacher", "biisnet", "--features", "encoder1=encoder1", "--method", "semantic",
+                     "--attention", "2"]) == errors.USAGE
+    assert "--attention would do nothing with --method semantic" in capsys.readouterr().err
     with recipe.open("a") as file:
         file.write('[distill]\nteacher = "biisnet"\nfeatures = ["bottleneck=bottleneck"]\n')
     assert cli.main([*call, "--student", "biisnet-float", "--features", "encoder1=encoder1", "--method", "semantic",

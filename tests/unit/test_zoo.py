@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_networks import small_unet
 from torch import nn
 
-from irstd_edge import cli
+from irstd_edge import cli, errors
 from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import CheckpointError, form_of, initial_weights, load_network
 from irstd_edge.complexity import count_parameters
@@ -68,6 +68,8 @@ def test_a_run_may_go_by_another_name_of_its_network(run, synthetic, monkeypatch
 def test_wrong_runs_are_refused(run, synthetic, tmp_path):
     with pytest.raises(TrainingError, match="no folder of a training run"):
         describe_runs([tmp_path / "absent"], "biisnet", synthetic)
+    with pytest.raises(TrainingError, match=r"no folder of irstd-edge quantize .*; leave out --which"):
+        describe_runs([run], "biisnet", synthetic, which="quantised")
     with pytest.raises(TrainingError, match="trains biisnet, not biisnet-float"):
         describe_runs([run], "biisnet-float", synthetic)
     (run / "last.safetensors").unlink()
@@ -132,6 +134,10 @@ def test_a_network_of_ones_own_has_a_card(synthetic, tmp_path, monkeypatch):
     recipe = replace(RECIPE, network="small_networks:small_unet", epochs=1)
     out = train(recipe, synthetic, tmp_path / "run")
     options = [str(out), "--name", "mine", "--root", str(synthetic)]
+    with pytest.raises(click.ClickException, match="no folder of a training run") as wrong:
+        main([str(tmp_path / "absent"), "--name", "mine", "--root", str(synthetic), "--out", str(tmp_path)],
+             standalone_mode=False)
+    assert wrong.value.exit_code == errors.USAGE
     with pytest.raises(click.UsageError, match="mine is no network of the registry"):
         main(options, standalone_mode=False)
     main([*options, "--out", str(tmp_path), "--source", "our laboratory"], standalone_mode=False)
@@ -141,8 +147,7 @@ def test_a_network_of_ones_own_has_a_card(synthetic, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = card["metrics"]["Synthetic"]["command"].split()[1:]
     command[command.index("PATH")] = str(synthetic)
-    cli.cli.main([*command, "--mean", str(card["normalisation"]["mean"]), "--std", str(card["normalisation"]["std"]),
-              "--json", "found.json"], standalone_mode=False)
+    cli.cli.main([*command, "--json", "found.json"], standalone_mode=False)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["accuracy"]["iou"] == pytest.approx(card["metrics"]["Synthetic"]["iou"])
 

@@ -39,6 +39,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 #: Counts steps and means nothing at inference; may be absent.
 _IGNORED = "num_batches_tracked"
 _SHOWN = 4
+#: What a quantiser leaves beside the weights of a training that goes on from there.
+QUANTISED = "quantised.safetensors"
 #: Key of a safetensors file's metadata: how the float network was quantised, see :mod:`irstd_edge.nn.convert`.
 _CONVERSION = "irstd_edge.conversion"
 
@@ -381,7 +383,7 @@ def recorded_normalisation(checkpoint: Path) -> dict | None:
     """``mean`` and ``std`` of the training run, or the quantisation, in whose folder a checkpoint lies, or None."""
     records = ("recipe.json", "quantisation.json")
     # Training may go on in the folder of what was quantised.
-    for name in reversed(records) if Path(checkpoint).name == "quantised.safetensors" else records:
+    for name in reversed(records) if Path(checkpoint).name == QUANTISED else records:
         try:
             found = json.loads((Path(checkpoint).parent / name).read_text())["normalisation"]
             return {"mean": float(found["mean"]), "std": float(found["std"])}

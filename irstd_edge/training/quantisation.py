@@ -14,7 +14,7 @@ from torch import nn
 
 from irstd_edge import __version__
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import LoadedNetwork, save_weights
+from irstd_edge.checkpoints import QUANTISED, LoadedNetwork, save_weights
 from irstd_edge.complexity import REFERENCE_INPUT, count_layers, measure_precision
 from irstd_edge.data import IMAGE_SUFFIXES, DataError, Sample, normalise, pad_to_multiple, read_image
 from irstd_edge.files import replacing, write_csv, write_text
@@ -31,7 +31,7 @@ from irstd_edge.training.loop import describe_machine
 METHODS = ("mse", "minmax", "percentile")
 KINDS = ("weights", "activations")
 #: Files of a folder of results; :data:`WEIGHTS` is also what training starts from.
-WEIGHTS, MANIFEST, LAYERS, TABLE = "quantised.safetensors", "quantisation.json", "layers.csv", "bits.toml"
+WEIGHTS, MANIFEST, LAYERS, TABLE = QUANTISED, "quantisation.json", "layers.csv", "bits.toml"
 #: Those that are there only where blocks were measured, or bits searched.
 SENSITIVITY, SENSITIVITY_PLOT, ASSIGNMENTS = "sensitivity.csv", "sensitivity.png", "assignments.csv"
 _BINS = 2048

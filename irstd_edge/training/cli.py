@@ -264,6 +264,12 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
                 train_side_by_side(runs, on_epoch=on_epoch, minutes=left)
             except TrainingError as e:
                 failed = e
+            except KeyboardInterrupt:
+                progress.stop()
+                for run in runs if rank == 0 else ():
+                    click.echo(f"{run.out}: stopped; its state after epoch {run.saved_epoch} of {run.recipe.epochs} is "
+                               "saved: go on by --resume", err=True)
+                raise
     results = []
     for (name, *_), run in zip(planned, runs, strict=True) if rank == 0 else ():
         if problem := draw(run):

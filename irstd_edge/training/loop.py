@@ -232,6 +232,8 @@ class Run:
         if self.ranks > 1:
             self._step = DistributedDataParallel(step, device_ids=[torch.device(device)] if self.cuda else None)
         self.epoch, self.best = 0, -1.0
+        #: The epoch after which the state in ``resume.pt`` was saved.
+        self.saved_epoch = 0
         if resume:
             self._load()
         elif self.rank == 0:
@@ -400,13 +402,15 @@ class Run:
             torch.save({"recipe": self.recipe.as_dict(), "network": self.network.state_dict(), "epoch": self.epoch,
                         "average": self.average.state_dict(), "optimizer": self._optimizer.state_dict(),
                         "objective": self.objective.state_dict(), "best": self.best}, temporary)
-        self._saved = time.monotonic()
+        self._saved, self.saved_epoch = time.monotonic(), self.epoch
 
     def _load(self) -> None:
         path = self.out / "resume.pt"
         state = _load_state(path, self.device)
         # Fields that the recipe of an older state lacks have their defaults.
         there, here = Recipe.from_dict(state["recipe"]).as_dict(), self.recipe.as_dict()
+        for recipe in (there, here):
+            recipe |= {f"distill.{key}": value for key, value in (recipe.pop("distill", None) or {}).items()}
         if differ := [key for key in there | here if there.get(key) != here.get(key)]:
             what = "; ".join(f"{key} is {_shown(there.get(key))} there, {_shown(here.get(key))} here" for key in differ)
             given = " ".join(f"--{key} {there[key]}" for key in differ if key in _OPTIONS)
@@ -417,6 +421,7 @@ class Run:
         self._optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state.get("objective", {}))
         self.epoch, self.best = state["epoch"], float(state["best"])
+        self.saved_epoch = self.epoch
 
 
 def train(recipe: Recipe, root: Path, out: Path, *, on_epoch: Callable[[Epoch], None] = lambda epoch: None,

@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -131,6 +132,25 @@ def test_train_then_resume_then_refuse(synthetic, tmp_path, capsys):
     assert cli.main([*call, "--resume"]) == 0
     again = [*call[:5], str(tmp_path / "again"), *call[6:], "--init", str(out / "last.safetensors")]
     assert cli.main(again) == 0
+
+
+def test_an_interrupted_training_says_from_where_it_goes_on(synthetic, tmp_path, capsys, monkeypatch):
+    recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    call = ["train", str(recipe), "--root", str(synthetic), "--out", str(out), "--epochs", "3", "--threads", "1"]
+    steps = []
+
+    def interrupt(network):
+        steps.append(network)
+        if len(steps) == 3:  # one of each epoch
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("irstd_edge.training.loop.clip_latent_weights", interrupt)
+        assert cli.main(call) == 130
+    assert f"{out}: stopped; its state after epoch 2 of 3 is saved: go on by --resume" in capsys.readouterr().err
+    assert cli.main([*call, "--resume"]) == 0
+    assert [row["epoch"] for row in read_curve(out / "curves.csv")] == ["1", "2", "3"]
 
 
 def test_several_recipes_and_seeds_train_side_by_side(synthetic, tmp_path, capsys):

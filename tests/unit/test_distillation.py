@@ -24,7 +24,7 @@ from irstd_edge.training.distillation import (
     spatial_attention,
     weighted_feature_error,
 )
-from irstd_edge.training.loop import read_curve, train
+from irstd_edge.training.loop import TrainingError, read_curve, train
 from irstd_edge.training.recipe import Distill, Recipe
 
 SAME = Normalisation(0.0, 1.0)
@@ -206,6 +206,9 @@ def test_a_resumed_distillation_equals_an_unbroken_one_bit_for_bit(synthetic, tm
     train(settings, synthetic, tmp_path / "broken", resume=True)
     a, b = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    other = replace(settings, distill=replace(settings.distill, weight=0.25))
+    with pytest.raises(TrainingError, match=r"another recipe, distill\.weight is 1\.0 there, 0\.25 here: use that recipe"):
+        train(other, synthetic, tmp_path / "broken", resume=True)
 
 
 def test_semantic_distillation_from_a_transformer(synthetic, tmp_path, monkeypatch):

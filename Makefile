@@ -22,6 +22,9 @@ ZIG := ziglang
 TEST_ENV := CC="$(CURDIR)/build/zig-cc"
 endif
 
+# Two processes, each of whole folders of tests, so that one tensor library does not wait for the other.
+SIDE_BY_SIDE := -n 2 --dist loadgroup
+
 .PHONY: demo test test-all figures peers arm build lint clean
 
 demo: $(VENV)/.ready
@@ -34,10 +37,10 @@ demo: $(VENV)/.ready
 	@echo "open $(DEMO)/report.html"
 
 test: $(VENV)/.ready
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/.ready
-	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
 
 build: $(VENV)/.ready
 

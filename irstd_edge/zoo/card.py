@@ -475,6 +475,9 @@ def main(runs, name, root, which, datasets, protocols, half, device, note, summa
             card = describe_runs(runs, name, root, weights=weights, which=which, datasets=datasets,
                                  protocols=protocols, note=note, half=half, device=device,
                                  summary=summary, source=source)
+            if (training := card["training"]) and training["epochs_done"] < training["recipe"]["epochs"]:
+                click.echo(f"warning: the published run has {training['epochs_done']} of "
+                           f"{training['recipe']['epochs']} epochs: go on with it by --resume first", err=True)
             for path in publish(card, weights, out):
                 click.echo(path)
     except (ValueError, OSError) as e:

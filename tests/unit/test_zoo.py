@@ -51,13 +51,16 @@ def test_a_run_becomes_weights_facts_and_a_card(run, synthetic, tmp_path, capsys
     assert text.read_text() == words == render(card)
 
 
-def test_an_unfinished_run_is_described_as_such(run, synthetic):
+def test_an_unfinished_run_is_described_as_such(run, synthetic, tmp_path, capsys):
     record = json.loads((run / "recipe.json").read_text()) | {"epochs": 9, "validate_every": 2}
     (run / "recipe.json").write_text(json.dumps(record))
     with (run / "curves.csv").open("a") as file:
         file.write("3,0.5,1e-3,,,,,1.0\n")
     training = describe_runs([run], "biisnet", synthetic, which="last")["training"]
     assert (training["epochs_done"], training["epoch_of_weights"], training["seconds"] >= 1) == (3, 2, True)
+    main([str(run), "--name", "biisnet", "--root", str(synthetic), "--out", str(tmp_path / "zoo"), "--which", "last"],
+         standalone_mode=False)
+    assert "warning: the published run has 3 of 9 epochs" in capsys.readouterr().err
 
 
 def test_a_run_may_go_by_another_name_of_its_network(run, synthetic, monkeypatch):

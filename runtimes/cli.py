@@ -75,7 +75,7 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.option("--worst-count", type=click.IntRange(1, 100), default=12, show_default=True, help="How many of them.")
 @click.option("--clips", type=PATH, help="A folder of X.mp4 with boxes X.csv: in how many frames is the target found?")
 @every_option
-@click.option("--artefact", default="torch", show_default=True, metavar="KIND", help="Of a bundle: what to run.")
+@click.option("--artefact", metavar="KIND", help="Of a bundle: what to run; default as of detect.")
 @click.option("--checkpoint", type=PATH, help="Of a network: its weights; default those that come with it.")
 @click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
               help="Whose public checkpoint it is: its keys are mapped onto the network here.")
@@ -160,7 +160,8 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
 @click.command()
 @click.argument("bundle", type=PATH, metavar="DIR")
 @click.argument("source", type=PATH, metavar="INPUT")
-@click.option("--artefact", default="onnx", show_default=True, metavar="KIND", help="What to run.")
+@click.option("--artefact", metavar="KIND",
+              help="What to run; default the first that the bundle holds of onnx, native, tflite, portable.")
 @click.option("--out", type=PATH, help="Folder for overlays, detections.json and detections.csv.")
 @json_option("the targets of every frame")
 @click.option("--csv", "csv_file", type=PATH, help="Write the targets as CSV, one row each.")
@@ -179,7 +180,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
     from irstd_edge.data import DataError
     from irstd_edge.files import check_writable, write_csv
     from irstd_edge.runtimes import detection
-    from irstd_edge.runtimes.session import open_session
+    from irstd_edge.runtimes.session import open_session, preferred_artefact
     from irstd_edge.runtimes.video import count_frames, list_inputs, read_frames
 
     files = list_inputs(source)
@@ -193,7 +194,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
         _check_picture(sheet)
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    session = open_session(opened, artefact, threads)
+    session = open_session(opened, artefact or preferred_artefact(opened), threads)
     threshold = manifest.threshold if threshold is None else threshold
 
     failed: dict[Path, DataError] = {}
@@ -228,7 +229,7 @@ def detect(bundle, source, artefact, out, json_file, csv_file, threshold, overla
     fps = len(records) / seconds if seconds else None
     if json_file:
         json_file.write({
-            "network": manifest.network, "artefact": artefact, "runtime": session.runtime,
+            "network": manifest.network, "artefact": session.artefact, "runtime": session.runtime,
             "threshold": threshold, "threads": threads, "frames_per_second": fps, "frames": records,
             "failed": [{"file": f.name, "error": str(e)} for f, e in failed.items()],
         })
@@ -269,12 +270,12 @@ def _both(dataset: str | None, root: Path | None) -> None:
         raise click.UsageError("--dataset NAME and --root DIR go together")
 
 
-def _open_network(reference: str | None, artefact: str, threads: int, **options
+def _open_network(reference: str | None, artefact: str | None, threads: int, **options
                   ) -> tuple[str, Session, Preprocessing, float, dict | None]:
     """A session on a bundle's artefact or on a network: its name, session, preprocessing, threshold, and the recipe
     that it was trained by, where that is known."""
     from irstd_edge.bundle import MANIFEST, Bundle
-    from irstd_edge.runtimes.session import open_session
+    from irstd_edge.runtimes.session import open_session, preferred_artefact
     from irstd_edge.training.seen import training_recipe
 
     if reference and ("/" in reference or (Path(reference) / MANIFEST).is_file()):
@@ -283,9 +284,9 @@ def _open_network(reference: str | None, artefact: str, threads: int, **options
             raise click.UsageError(f"{reference} is a bundle, which has its own network: leave out {', '.join(given)}")
         manifest = (bundle := Bundle.open(Path(reference))).manifest
         recipe = training_recipe(manifest.factory, None, manifest.checkpoint_sha256)
-        return (manifest.network, open_session(bundle, artefact, threads), manifest.preprocessing, manifest.threshold,
-                recipe)
-    if artefact != "torch":
+        session = open_session(bundle, artefact or preferred_artefact(bundle), threads)
+        return manifest.network, session, manifest.preprocessing, manifest.threshold, recipe
+    if artefact not in (None, "torch"):
         raise click.UsageError(f"--artefact {artefact} needs a bundle, as irstd-edge export writes it")
     from irstd_edge.checkpoints import load_network
     from irstd_edge.runtimes.pytorch import TorchSession
@@ -388,8 +389,10 @@ def _figures(a: dict) -> tuple[str, ...]:
 def _print_evaluation(report: dict) -> None:
     tables = []
     if report["accuracy"]:
-        table = terminal.table("network", "data set", "protocol", "IoU", "nIoU", "Pd", "Fa (1e-6)", "images")
-        table.add_row(report["network"], report["dataset"], report["protocol"], *_figures(report["accuracy"]))
+        table = terminal.table("network", "artefact", "data set", "protocol", "IoU", "nIoU", "Pd", "Fa (1e-6)",
+                               "images")
+        table.add_row(*(report[k] for k in ("network", "artefact", "dataset", "protocol")),
+                      *_figures(report["accuracy"]))
         tables.append(table)
     if report["clips"]:
         table = terminal.table("clip", "frames", "found", "share", "false targets a frame")

@@ -47,6 +47,19 @@ OPENERS: dict[str, str] = {
 }
 
 
+#: What runs of a bundle where none is named.
+PREFERRED = ("onnx", "native", "tflite", "portable")
+
+
+def preferred_artefact(bundle: Bundle) -> str:
+    """The kind of the first of :data:`PREFERRED` that a bundle holds; one that runs images of any size goes first.
+
+    ``torch`` where it holds none.
+    """
+    found = sorted(bundle.manifest.artefacts, key=lambda a: (not a.resizable, PREFERRED.index(a.kind)))
+    return found[0].kind if found else "torch"
+
+
 def open_session(bundle: Bundle, kind: str, threads: int = 1) -> Session:
     """Open one artefact of a bundle (``torch``: the PyTorch network itself).
 

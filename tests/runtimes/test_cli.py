@@ -1,6 +1,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ class Brightness(Session):
 @pytest.fixture
 def shifts(monkeypatch):
     """Artefact kind -> what its session adds to every probability."""
-    table = {"torch": 0.0, "onnx": 0.0, "portable": 0.0}
+    table = dict.fromkeys(("torch", *b.ARTEFACTS), 0.0)
 
     def open_session(bundle, kind, threads=1):
         if kind not in sessions.OPENERS:
@@ -252,6 +253,24 @@ def test_evaluate_a_bundle(bundle, tmp_path, capsys):
         assert {"iou", "niou", "pd", "fa", "images", "targets"} <= set(found["accuracy"])
         assert found["accuracy"]["pd"] == 1.0 and found["accuracy"]["images"] == 2
     assert "1.0000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kinds, chosen", [
+    ((("tflite", True), ("native", True), ("onnx", True)), "onnx"),
+    ((("portable", True), ("tflite", True), ("native", True)), "native"),
+    ((("onnx", False), ("tflite", True)), "tflite"),
+    ((("portable", False), ("onnx", False)), "onnx"),
+    ((), "torch"),
+])
+def test_a_bundle_runs_what_takes_any_size_unless_told(bundle, images, tmp_path, kinds, chosen):
+    manifest = b.Bundle.open(bundle).manifest
+    like = manifest.artefacts[0]
+    b.write_manifest(bundle, replace(manifest, artefacts=tuple(
+        replace(like, kind=kind, resizable=resizable) for kind, resizable in kinds)))
+    root = data_set(tmp_path / "data")
+    assert run("evaluate", bundle, "--dataset", "SET", "--root", root, "--json", tmp_path / "e.json") == errors.OK
+    assert run("detect", bundle, images, "--json", tmp_path / "d.json") == errors.OK
+    assert [json.loads((tmp_path / f"{name}.json").read_text())["artefact"] for name in "ed"] == [chosen, chosen]
 
 
 def test_evaluate_over_thresholds_and_the_worst_images(bundle, tmp_path):

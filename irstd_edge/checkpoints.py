@@ -30,7 +30,7 @@ from irstd_edge.models.registry import get_model
 from irstd_edge.nn.convert import Conversion, ConversionError
 from irstd_edge.nn.convert import convert as convert_network
 from irstd_edge.opspec import OpSpecError
-from irstd_edge.zoo import zoo_card, zoo_weights
+from irstd_edge.zoo import network_of, zoo_card, zoo_names, zoo_weights
 
 #: Keys under which training scripts keep the state_dict (BasicIRSTD, DNANet, MSHNet and others).
 WRAPPERS = ("state_dict", "net", "network", "model", "model_state_dict")
@@ -182,7 +182,8 @@ def load_network(
     """A network ready for evaluation or export, in evaluation mode on the CPU.
 
     Args:
-        reference: a name of the registry, or a label for a network given by ``model``.
+        reference: a name of the registry, with ``@DATASET`` for the zoo's weights for one data set; or a label for a
+            network given by ``model``.
         checkpoint: weights; default those of the zoo. A network of ``model`` may do without: its weights are then
             as its factory made them.
         model: the user's ``package.module:factory``, searched in the current directory too.
@@ -197,13 +198,15 @@ def load_network(
     """
     if reference is None and model is None:
         raise FactoryError("name a network (irstd-edge models lists them) or give --model package.module:factory")
-    factory = model or reference
+    factory = model or network_of(reference)
     network = build_network(factory)
-    card = None if model else zoo_card(factory)
+    card = None if model else zoo_card(reference)
     if checkpoint is None and not model and not untrained:
-        checkpoint = zoo_weights(factory)
+        checkpoint = zoo_weights(reference)
         if checkpoint is None:
-            raise CheckpointError(f"{factory} has no trained weights here: give --checkpoint FILE"
+            there = zoo_names(factory)
+            raise CheckpointError(f"{reference} has no trained weights here: "
+                                  + (f"take {' or '.join(there)}, or " if there else "") + "give --checkpoint FILE"
                                   + (", or --untrained for random ones" if untrained is not None else ""))
     digest = None
     if from_layout is not None:
@@ -216,7 +219,8 @@ def load_network(
         with _naming(checkpoint, factory, from_layout):
             network = _fit(network, tensors, checkpoint)
         digest = sha256(Path(checkpoint))
-    mean, std = _normalisation(factory, checkpoint, card, mean, std, untrained)
+    known = card["normalisation"] if card and checkpoint == zoo_weights(reference) else None  # others' may differ
+    mean, std = _normalisation(factory, checkpoint, known, mean, std, untrained)
     multiple = padding_of(network)
     threshold = THRESHOLD if card is None else card.get("threshold", THRESHOLD)
     name = reference or model.partition(":")[2]
@@ -362,15 +366,14 @@ def _given(mean: float | None, std: float | None) -> tuple[float, float] | tuple
     return float(mean), float(std)
 
 
-def _normalisation(factory, checkpoint, card, mean, std, untrained) -> tuple[float, float]:
+def _normalisation(factory, checkpoint, known, mean, std, untrained) -> tuple[float, float]:
     mean, std = _given(mean, std)
     if mean is not None:
         return mean, std
     found = None
     if checkpoint is not None:
         found = recorded_normalisation(checkpoint)
-    if found is None and card is not None and checkpoint == zoo_weights(factory):  # others' may be of other data
-        found = card["normalisation"]
+    found = found or known
     if found is None and untrained:
         found = DATASETS["NUAA-SIRST"].normalisation.__dict__
     if found is None:

@@ -32,10 +32,11 @@ def models(json_file: JsonFile | None) -> None:
         for e in group:
             table.add_row(e["name"], *(f"{e['params'][k]:,}" for k in _COUNTS), *(_short(e[k]) for k in _OPERATIONS))
             notes.append(f"  {e['name']}: {e['summary']}; {e['source']}")
-            if e["weights_bytes"] is not None:
-                notes.append(f"    trained weights: {e['weights_bytes'] / 1e6:.2f} MB")
-            notes += [f"    {name} ({m['protocol']}): " + "  ".join(f"{v} {m[k]:.4f}" for k, v in _METRICS.items())
-                      + f"  Fa {m['fa'] * 1e6:.2f}e-6" for name, m in e["metrics"].items()]
+            for w in e["weights"]:
+                notes.append(f"    weights {w['name']}, {w['bytes'] / 1e6:.2f} MB")
+                notes += [f"      {name} ({m['protocol']}): "
+                          + "  ".join(f"{v} {m[k]:.4f}" for k, v in _METRICS.items())
+                          + f"  Fa {m['fa'] * 1e6:.2f}e-6" for name, m in w["metrics"].items()]
     console.print(table)
     console.print("Learned values: raw = all; /32+conv = bits of compressed weights / 32 + full-precision\n"
                   "convolutions (the field's count); /32+all = those bits / 32 + all else. OPs = MACs + BOPs / 64.\n"
@@ -48,14 +49,14 @@ def models(json_file: JsonFile | None) -> None:
 
 def describe_models() -> list[dict]:
     """Every network of the registry: name, family, summary, source, float_twin, teacher, params, macs, bops, ops,
-    input, weights_bytes (of the file in the zoo, else None), metrics by data set. Counted on PyTorch's meta device,
-    where nothing is computed; quantised ones on the CPU."""
+    input, and weights in the zoo: name, bytes, metrics by data set. Counted on PyTorch's meta device, where nothing is
+    computed; quantised ones on the CPU."""
     import torch
 
     from irstd_edge.checkpoints import form_of
     from irstd_edge.complexity import measure_complexity
     from irstd_edge.models.registry import MODELS
-    from irstd_edge.zoo import zoo_card, zoo_weights
+    from irstd_edge.zoo import zoo_card, zoo_names, zoo_weights
 
     entries = []
     for m in MODELS.values():
@@ -68,8 +69,9 @@ def describe_models() -> list[dict]:
         complexity = measure_complexity(network).as_dict()
         entries.append({
             "name": m.name, "family": m.family, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
-            "teacher": m.teacher, **complexity, "weights_bytes": weights and weights.stat().st_size,
-            "metrics": (zoo_card(m.name) or {}).get("metrics", {})})
+            "teacher": m.teacher, **complexity, "weights": [
+                {"name": name, "bytes": zoo_weights(name).stat().st_size, "metrics": zoo_card(name)["metrics"]}
+                for name in zoo_names(m.name)]})
     return entries
 
 

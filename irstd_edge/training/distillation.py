@@ -34,7 +34,7 @@ from irstd_edge.outputs import run_network
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import mean_over_ranks
 from irstd_edge.training.recipe import Distill
-from irstd_edge.zoo import zoo_weights
+from irstd_edge.zoo import network_of, zoo_weights
 
 #: Windows, in pixels of the feature, of the multi-scale attention; each is compared with one three times as wide.
 WINDOWS = (1, 3, 5, 7)
@@ -305,7 +305,9 @@ def load_teacher(settings: Distill, normalisation: Normalisation, allow_pickle: 
     Raises :class:`DistillationError`, and what :func:`~irstd_edge.checkpoints.load_network` raises.
     """
     own = ":" in settings.teacher
-    if not settings.checkpoint and (own or not (get_model(settings.teacher) and zoo_weights(settings.teacher))):
+    if not own:
+        get_model(network_of(settings.teacher))
+    if not settings.checkpoint and (own or zoo_weights(settings.teacher) is None):
         raise DistillationError(f"the teacher {settings.teacher} has no trained weights here: give "
                                 "--teacher-checkpoint FILE, or checkpoint in the recipe's [distill]")
     layout = LAYOUTS.get(settings.from_layout)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from irstd_edge.data import DataError, Dataset, split_validation
 from irstd_edge.training.recipe import parse_datasets
-from irstd_edge.zoo import zoo_card
+from irstd_edge.zoo import zoo_card, zoo_names
 
 
 def training_recipe(factory: str, checkpoint: Path | None, checkpoint_sha256: str | None) -> dict | None:
@@ -22,10 +22,9 @@ def training_recipe(factory: str, checkpoint: Path | None, checkpoint_sha256: st
             return json.loads((checkpoint.parent / "recipe.json").read_text())
         except (OSError, ValueError):
             return None
-    card = zoo_card(factory)
-    if card is None or card["training"] is None or card["weights"]["sha256"] != checkpoint_sha256:
-        return None
-    return card["training"]["recipe"]
+    cards = map(zoo_card, zoo_names(factory))
+    card = next((card for card in cards if card["weights"]["sha256"] == checkpoint_sha256), None)
+    return card["training"]["recipe"] if card and card["training"] else None
 
 
 def names_trained_on(recipe: Mapping, root: Path, folder: str) -> set[str]:

@@ -36,7 +36,7 @@ from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, evaluate_network, read_curve
 from irstd_edge.training.recipe import parse_datasets
 from irstd_edge.training.seen import count_seen
-from irstd_edge.zoo import ZOO
+from irstd_edge.zoo import ZOO, network_of
 
 SCHEMA_VERSION = 2
 #: Weights of the zoo are no larger, bytes.
@@ -79,7 +79,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
     records = [_read_record(run, name, which) for run in runs]
     own = records[0]["network"] if ":" in records[0]["network"] else None
     if not own:
-        summary, source = summary or get_model(name).summary, source or get_model(name).source
+        model = get_model(network_of(name))
+        summary, source = summary or model.summary, source or model.source
     _check_alike(runs, records)
     if not datasets:
         datasets = tuple(parse_datasets(records[0]["dataset"])) if records[0].get("dataset") else ()
@@ -169,8 +170,8 @@ def _read_record(run: Path, name: str, which: str) -> dict:
     record["initial"] = record.get("initial") or None
     # A quantised network has a name of its own, beside that of the float network that it is made from.
     trained = record["network"]
-    if ":" not in trained and trained != name and not (
-            trained in MODELS and MODELS[trained].factory is get_model(name).factory):
+    if ":" not in trained and trained != network_of(name) and not (
+            trained in MODELS and MODELS[trained].factory is get_model(network_of(name)).factory):
         raise TrainingError(f"{run}: trains {record['network']}, not {name}")
     return record
 
@@ -443,7 +444,8 @@ def _format(key: str, value: float) -> str:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1)
-@click.option("--name", help="Network of the registry, or what to call your own.")
+@click.option("--name", help="Network of the registry, with @DATASET where one set alone trained it; or what to call "
+                             "your own.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data sets.")
 @click.option("--which", type=click.Choice(WHICH), default="best", show_default=True)
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME[:SPLIT]",
@@ -459,7 +461,7 @@ def _format(key: str, value: float) -> str:
               help="Folder to write to, made where it is not there; default the package's zoo, for its own networks.")
 @click.option("--render", "render_name", metavar="NAME", help="Only write the card of NAME again from its JSON file.")
 def main(runs, name, root, which, datasets, protocols, half, device, note, summary, source, out, render_name) -> None:
-    if name and name not in MODELS and out is None:
+    if name and network_of(name) not in MODELS and out is None:
         raise click.UsageError(f"{name} is no network of the registry, whose weights the package's zoo holds: "
                                "give --out")
     out = out or ZOO

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from irstd_edge.data import DATASETS
-from irstd_edge.zoo import zoo_card
+from irstd_edge.zoo import zoo_card, zoo_names
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "results.md"
 MEASURED = PAGE.with_suffix("")
@@ -88,14 +88,17 @@ _EVALUATION = (_CARD.format("DATASET"),
 
 def cards_of(network: str) -> list[tuple[dict, bool]]:
     """Facts of the weights of a network, and whether the zoo ships them; the shipped ones first."""
-    zoo = zoo_card(network)
     files = sorted(MEASURED.glob(f"*/{network}.json"))
-    return [(card, card is zoo) for card in (zoo, *(json.loads(f.read_text(encoding="utf-8")) for f in files)) if card]
+    return ([(zoo_card(name), True) for name in zoo_names(network)]
+            + [(json.loads(f.read_text(encoding="utf-8")), False) for f in files])
 
 
-def _measured(network: str, dataset: str) -> list[tuple[str, ...]]:
+def _measured(row: Row, dataset: str) -> list[tuple[str, ...]]:
     """What every card of a network says of a data set."""
-    return [_figures(card, dataset, shipped) for card, shipped in cards_of(network) if dataset in card["metrics"]]
+    found = [(f"`{card['name']}`", _figures(card, dataset, shipped)) for card, shipped in cards_of(row.network)
+             if dataset in card["metrics"]]
+    return [(name, dataset, row.asked.get(dataset, ""), *figures)
+            for name, figures in found or [(f"`{row.network}`", ("-",) * 5)]]
 
 
 def _figures(card: dict, dataset: str, shipped: bool) -> tuple[str, ...]:
@@ -120,8 +123,7 @@ def tables() -> str:
     """The table as markdown, what its cards say of the asked sizes, and the commands of its rows."""
     lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
     for row in ROWS:
-        lines += ["| " + " | ".join((f"`{row.network}`", dataset, row.asked.get(dataset, ""), *figures)) + " |"
-                  for dataset in row.datasets for figures in _measured(row.network, dataset) or [("-",) * 5]]
+        lines += ["| " + " | ".join(cells) + " |" for dataset in row.datasets for cells in _measured(row, dataset)]
     commands = dict.fromkeys(command for row in ROWS for command in row.commands)
     work = _work("resunet-one", "resunet-three")
     cards = [*(row.card for row in ROWS if row.card), *_EVALUATION]

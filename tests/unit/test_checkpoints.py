@@ -1,3 +1,4 @@
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from irstd_edge import checkpoints
+from irstd_edge import checkpoints, zoo
 from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import (
     CheckpointError,
@@ -21,9 +22,13 @@ from irstd_edge.checkpoints import (
     read_checkpoint,
     save_weights,
 )
+from irstd_edge.data import Normalisation
 from irstd_edge.errors import UnsupportedError
 from irstd_edge.models.registry import UnknownModelError
 from irstd_edge.nn.convert import Conversion, QuantLayer, convert
+from irstd_edge.training.distillation import load_teacher
+from irstd_edge.training.recipe import Distill
+from irstd_edge.training.seen import training_recipe
 
 
 def tensors():
@@ -254,6 +259,28 @@ def test_zoo_weights_and_card_are_the_default(tmp_path, monkeypatch):
     (tmp_path / "recipe.json").write_text('{"normalisation": {"mean": 5, "std": 6}}')
     assert load_network("biisnet", checkpoint=path).preprocessing.mean == 5
     assert load_network("biisnet", checkpoint=path, mean=1, std=2).preprocessing.mean == 1
+
+
+def test_weights_for_one_data_set_go_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    for place, name in enumerate(("biisnet-float@Toy", "biisnet-float")):
+        save_file({k: torch.full_like(v, place) for k, v in build_network("biisnet-float").state_dict().items()},
+                  tmp_path / f"{name}.safetensors")
+        (tmp_path / f"{name}.json").write_text(json.dumps({
+            "normalisation": {"mean": place, "std": 4.0}, "training": {"recipe": {"dataset": name}},
+            "weights": {"sha256": sha256(tmp_path / f"{name}.safetensors")}}))
+    assert zoo.zoo_names("biisnet-float") == ["biisnet-float", "biisnet-float@Toy"] and not zoo.zoo_names("biisnet")
+    for place, name in enumerate(("biisnet-float@Toy", "biisnet-float")):
+        loaded = load_network(name)
+        assert (loaded.name, loaded.factory, loaded.preprocessing.mean) == (name, "biisnet-float", place)
+        assert loaded.network.head.bias.item() == place
+        assert training_recipe(loaded.factory, None, loaded.checkpoint_sha256) == {"dataset": name}
+    assert load_teacher(Distill("biisnet-float@Toy", ("a=b",)), Normalisation(0, 1)).preprocessing.mean == 0
+    with pytest.raises(CheckpointError, match="^biisnet-float@Other has no trained weights here: take biisnet-float or "
+                                              "biisnet-float@Toy, or give --checkpoint FILE$"):
+        load_network("biisnet-float@Other")
+    with pytest.raises(UnknownModelError, match="biisnot"):
+        load_network("biisnot@Toy")
 
 
 def test_unknown_normalisation_must_be_given(empty_zoo, tmp_path):

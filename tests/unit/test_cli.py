@@ -19,7 +19,7 @@ from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.training.cli import _describe_run
 from irstd_edge.training.loop import read_curve
 from irstd_edge.training.recipe import Recipe
-from irstd_edge.zoo import zoo_weights
+from irstd_edge.zoo import zoo_names, zoo_weights
 
 
 def test_help_lists_every_command_without_heavy_imports(capsys):
@@ -72,12 +72,13 @@ def test_models(tmp_path, capsys):
     assert [e["name"] for e in entries] == list(MODELS)
     for entry in entries:
         assert entry["params"].keys() == {"raw", "binary_div32_plus_conv", "binary_div32_plus_all"}
-        assert {"macs", "bops", "ops", "metrics", "summary", "source", "family", "teacher",
-                "weights_bytes"} <= entry.keys()
+        assert {"macs", "bops", "ops", "summary", "source", "family", "teacher", "weights"} <= entry.keys()
         assert all(f"{v:,}" in out for v in entry["params"].values())
-        weights = zoo_weights(entry["name"])
-        assert entry["weights_bytes"] == (weights and weights.stat().st_size)
-        assert weights is None or f"trained weights: {weights.stat().st_size / 1e6:.2f} MB" in out
+        assert [w["name"] for w in entry["weights"]] == zoo_names(entry["name"])
+        for weights in entry["weights"]:
+            size = zoo_weights(weights["name"]).stat().st_size
+            assert weights["bytes"] == size and f"weights {weights['name']}, {size / 1e6:.2f} MB" in out
+            assert all(f"{name} ({m['protocol']}): IoU {m['iou']:.4f}" in out for name, m in weights["metrics"].items())
 
 
 def test_models_counts_without_computing_what_a_real_network_counts():

@@ -18,7 +18,7 @@ from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, train
 from irstd_edge.training.recipe import Distill, Recipe
-from irstd_edge.zoo import ZOO, results, zoo_card, zoo_weights
+from irstd_edge.zoo import ZOO, network_of, results, zoo_card, zoo_names, zoo_weights
 from irstd_edge.zoo.card import describe_precision, describe_runs, main, publish, render
 
 RECIPE = Recipe("biisnet", "Synthetic", epochs=2, batch=4, crop=32, validation=0.2, validate_every=1)
@@ -302,7 +302,12 @@ def test_sets_with_a_split_of_their_own_need_a_test_split(run, synthetic):
         describe_runs([run], "biisnet", synthetic)
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_all_weights_are_of_networks_of_the_registry():
+    assert {network_of(p.stem) for p in ZOO.glob("*.safetensors")} <= MODELS.keys()
+    assert {p.stem for p in ZOO.glob("*.safetensors")} == {p.stem for p in ZOO.glob("*.json")}
+
+
+@pytest.mark.parametrize("name", dict.fromkeys([*MODELS, *(name for m in MODELS for name in zoo_names(m))]))
 def test_the_zoo_is_consistent(name):
     """Card, facts, weights and network of every network that has weights here agree."""
     weights, card = zoo_weights(name), zoo_card(name)
@@ -311,10 +316,13 @@ def test_the_zoo_is_consistent(name):
         pytest.skip(f"{name} has no weights in this release")
     assert card["weights"]["sha256"] == sha256(weights)
     assert (ZOO / f"{name}.md").read_text() == render(card)
-    assert card["complexity"]["params"] == count_parameters(form_of(get_model(name).factory(), weights)).__dict__
+    network = form_of(get_model(network_of(name)).factory(), weights)
+    assert card["complexity"]["params"] == count_parameters(network).__dict__
     loaded = load_network(name)
     assert loaded.preprocessing.mean == card["normalisation"]["mean"] and loaded.checkpoint_sha256 == sha256(weights)
-    assert card["source"] == get_model(name).source
+    assert card["source"] == get_model(network_of(name)).source
+    assert (loaded.name, loaded.factory) == (name, network_of(name))
+    assert "@" not in name or list(card["metrics"]) == [name.partition("@")[2]]
 
 
 def test_the_page_of_results_is_up_to_date():

@@ -276,8 +276,8 @@ def test_weights_for_one_data_set_go_by_its_name(tmp_path, monkeypatch):
         assert loaded.network.head.bias.item() == place
         assert training_recipe(loaded.factory, None, loaded.checkpoint_sha256) == {"dataset": name}
     assert load_teacher(Distill("biisnet-float@Toy", ("a=b",)), Normalisation(0, 1)).preprocessing.mean == 0
-    with pytest.raises(CheckpointError, match="^biisnet-float@Other has no trained weights here: take biisnet-float or "
-                                              "biisnet-float@Toy, or give --checkpoint FILE$"):
+    with pytest.raises(CheckpointError, match=r"^biisnet-float@Other has no trained weights here: take biisnet-float "
+                                              r"or biisnet-float@Toy, or give --checkpoint FILE$"):
         load_network("biisnet-float@Other")
     with pytest.raises(UnknownModelError, match="biisnot"):
         load_network("biisnot@Toy")

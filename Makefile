@@ -22,8 +22,8 @@ ZIG := ziglang
 TEST_ENV := CC="$(CURDIR)/build/zig-cc"
 endif
 
-# Two processes, each of whole folders of tests, so that one tensor library does not wait for the other.
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+# Two processes, each of whole folders of tests (tests/conftest.py).
+SIDE_BY_SIDE := -n 2
 
 .PHONY: demo test test-all figures peers arm build lint clean
 
@@ -49,7 +49,7 @@ figures: $(VENV)/.ready
 	test -n "$(DATA)" && test -n "$(CLIPS)"
 	$(BIN)/irstd-edge export biisnet --to onnx,tflite,portable --out build/figures/bundle
 	$(BIN)/irstd-edge export biisnet-float --untrained --to onnx,tflite --out build/figures/twin
-	$(BIN)/irstd-edge evaluate build/figures/bundle --artefact onnx --clips $(CLIPS) --json build/figures/clips.json
+	$(BIN)/irstd-edge evaluate build/figures/bundle --clips $(CLIPS) --json build/figures/clips.json
 	$(BIN)/irstd-edge verify build/figures/bundle --images $(CLIPS) --every 30 --dataset NUAA-SIRST --root $(DATA) \
 	    --json build/figures/verify.json
 	$(BIN)/irstd-edge benchmark build/figures/bundle --twin build/figures/twin --images samples/frames --preset quick \

@@ -199,6 +199,8 @@ def load_network(
     if reference is None and model is None:
         raise FactoryError("name a network (irstd-edge models lists them) or give --model package.module:factory")
     factory = model or network_of(reference)
+    if factory != reference and not model and (checkpoint or untrained):
+        raise CheckpointError(f"{reference} names weights of the zoo: for others name {factory}")
     network = build_network(factory)
     card = None if model else zoo_card(reference)
     if checkpoint is None and not model and not untrained:

@@ -75,7 +75,9 @@ def verify(bundle, images, dataset, root, artefacts, threads, every, json_file):
 @click.option("--worst-count", type=click.IntRange(1, 100), default=12, show_default=True, help="How many of them.")
 @click.option("--clips", type=PATH, help="A folder of X.mp4 with boxes X.csv: in how many frames is the target found?")
 @every_option
-@click.option("--artefact", metavar="KIND", help="Of a bundle: what to run; default as of detect.")
+@click.option("--artefact", metavar="KIND",
+              help="Of a bundle: what to run; default the first of onnx, native, tflite, portable that it holds, of "
+                   "those that run any size.")
 @click.option("--checkpoint", type=PATH, help="Of a network: its weights; default those that come with it.")
 @click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
               help="Whose public checkpoint it is: its keys are mapped onto the network here.")
@@ -114,11 +116,11 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         require_matplotlib()
     samples = Dataset.named(root, dataset, split or "test") if dataset else None
     files = accuracy.list_clips(clips) if clips else []
-    name, session, preprocessing, usual, recipe = _open_network(
+    name, session, preprocessing, usual, recipes = _open_network(
         network, artefact, threads, checkpoint=checkpoint, from_layout=from_layout, model=model,
         allow_pickle=allow_pickle, mean=mean, std=std)
     threshold = usual if threshold is None else threshold
-    seen = count_seen(recipe, root, samples) if samples and recipe else None
+    seen = samples and count_seen(recipes, root, samples)
     if seen:
         click.echo(f"warning: {name} was trained on {seen} of these {len(samples)} images; no figure of this tells "
                    f"how it does on others", err=True)
@@ -161,7 +163,8 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
 @click.argument("bundle", type=PATH, metavar="DIR")
 @click.argument("source", type=PATH, metavar="INPUT")
 @click.option("--artefact", metavar="KIND",
-              help="What to run; default the first that the bundle holds of onnx, native, tflite, portable.")
+              help="What to run; default the first of onnx, native, tflite, portable that the bundle holds, of those "
+                   "that run any size.")
 @click.option("--out", type=PATH, help="Folder for overlays, detections.json and detections.csv.")
 @json_option("the targets of every frame")
 @click.option("--csv", "csv_file", type=PATH, help="Write the targets as CSV, one row each.")
@@ -271,29 +274,29 @@ def _both(dataset: str | None, root: Path | None) -> None:
 
 
 def _open_network(reference: str | None, artefact: str | None, threads: int, **options
-                  ) -> tuple[str, Session, Preprocessing, float, dict | None]:
-    """A session on a bundle's artefact or on a network: its name, session, preprocessing, threshold, and the recipe
-    that it was trained by, where that is known."""
+                  ) -> tuple[str, Session, Preprocessing, float, list[dict]]:
+    """A session on a bundle's artefact or on a network: its name, session, preprocessing, threshold, and the recipes
+    that it was trained by, where they are known."""
     from irstd_edge.bundle import MANIFEST, Bundle
     from irstd_edge.runtimes.session import open_session, preferred_artefact
-    from irstd_edge.training.seen import training_recipe
+    from irstd_edge.training.seen import training_recipes
 
     if reference and ("/" in reference or (Path(reference) / MANIFEST).is_file()):
         given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
         if given:
             raise click.UsageError(f"{reference} is a bundle, which has its own network: leave out {', '.join(given)}")
         manifest = (bundle := Bundle.open(Path(reference))).manifest
-        recipe = training_recipe(manifest.factory, None, manifest.checkpoint_sha256)
+        recipes = training_recipes(None, manifest.checkpoint_sha256)
         session = open_session(bundle, artefact or preferred_artefact(bundle), threads)
-        return manifest.network, session, manifest.preprocessing, manifest.threshold, recipe
+        return manifest.network, session, manifest.preprocessing, manifest.threshold, recipes
     if artefact not in (None, "torch"):
         raise click.UsageError(f"--artefact {artefact} needs a bundle, as irstd-edge export writes it")
     from irstd_edge.checkpoints import load_network
     from irstd_edge.runtimes.pytorch import TorchSession
 
     loaded = load_network(reference, **options)
-    recipe = training_recipe(loaded.factory, options["checkpoint"], loaded.checkpoint_sha256)
-    return loaded.name, TorchSession(loaded.network, threads), loaded.preprocessing, loaded.threshold, recipe
+    recipes = training_recipes(options["checkpoint"], loaded.checkpoint_sha256)
+    return loaded.name, TorchSession(loaded.network, threads), loaded.preprocessing, loaded.threshold, recipes
 
 
 @contextmanager

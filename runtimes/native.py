@@ -172,7 +172,8 @@ class NativeSession(Session):
             h, w = size
             if self._fixed:
                 raise UnsupportedError(f"{self._path}: written for {self._fixed[0]}x{self._fixed[1]} images, cannot "
-                                       f"run {h}x{w}; export again with --input-size {h}x{w}")
+                                       f"run {h}x{w}; export again with --input-size {h}x{w}, or run "
+                                       "--artefact torch")
             try:
                 self._engine = Engine(self._path, size, self._threads)
             except EngineError as e:

@@ -68,7 +68,7 @@ class OrtSession(Session):
         if fixed and fixed != list(x.shape[2:]):
             raise UnsupportedError(
                 f"{self._path}: written for {fixed[0]}x{fixed[1]} images, cannot run {x.shape[2]}x{x.shape[3]}; "
-                "export again with that --input-size"
+                "export again with that --input-size, or run --artefact torch"
             )
         return self._session.run(outputs, {self._input: np.ascontiguousarray(x, np.float32)})
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from irstd_edge.bundle import Bundle
+from irstd_edge.bundle import Bundle, BundleError
 from irstd_edge.errors import UnsupportedError
 
 
@@ -54,10 +54,13 @@ PREFERRED = ("onnx", "native", "tflite", "portable")
 def preferred_artefact(bundle: Bundle) -> str:
     """The kind of the first of :data:`PREFERRED` that a bundle holds; one that runs images of any size goes first.
 
-    ``torch`` where it holds none.
+    Raises :class:`~irstd_edge.bundle.BundleError` where it holds none: PyTorch, which runs the bundle's code, is never
+    chosen unasked.
     """
     found = sorted(bundle.manifest.artefacts, key=lambda a: (not a.resizable, PREFERRED.index(a.kind)))
-    return found[0].kind if found else "torch"
+    if not found:
+        raise BundleError(f"{bundle.path}: holds no exported file: export it again, or run --artefact torch")
+    return found[0].kind
 
 
 def open_session(bundle: Bundle, kind: str, threads: int = 1) -> Session:

@@ -83,7 +83,7 @@ class TfliteSession(Session):
             refusal = f"{self._path}: written for {h}x{w} images, cannot run {height}x{width}"
             if not self._resizable:
                 raise UnsupportedError(f"{refusal}: its sizes are fixed; export again with --input-size "
-                                       f"{height}x{width}")
+                                       f"{height}x{width}, or run --artefact torch")
             self._shape = None
             try:
                 self._interpreter = self._open(at_size(self._model, (h, w), (height, width)))

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Side by side (``-n``), the tests of a folder stay in one process: they share what their fixtures build."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).parts[0]))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFolders(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "/".join(nodeid.split("::")[0].split("/")[:2])
+
+    return WholeFolders(config, log)

@@ -60,9 +60,9 @@ def describe_models() -> list[dict]:
 
     entries = []
     for m in MODELS.values():
-        weights = zoo_weights(m.name)
+        names = zoo_names(m.name)
         # A quantised form has steps, which the meta device does not hold.
-        network = form_of(m.factory(), weights) if weights else None
+        network = form_of(m.factory(), zoo_weights(names[0])) if names else None
         if getattr(network, "conversion", None) is None:
             with torch.device("meta"):
                 network = m.factory()
@@ -71,7 +71,7 @@ def describe_models() -> list[dict]:
             "name": m.name, "family": m.family, "summary": m.summary, "source": m.source, "float_twin": m.float_twin,
             "teacher": m.teacher, **complexity, "weights": [
                 {"name": name, "bytes": zoo_weights(name).stat().st_size, "metrics": zoo_card(name)["metrics"]}
-                for name in zoo_names(m.name)]})
+                for name in names]})
     return entries
 
 

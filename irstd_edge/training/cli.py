@@ -266,7 +266,7 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
                 failed = e
             except KeyboardInterrupt:
                 progress.stop()
-                for run in runs if rank == 0 else ():
+                for run in (run for run in runs if rank == 0 and not run.finished):
                     click.echo(f"{run.out}: stopped; its state after epoch {run.saved_epoch} of {run.recipe.epochs} is "
                                "saved: go on by --resume", err=True)
                 raise

@@ -109,13 +109,14 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
     from irstd_edge.training.bits import parse_bits
     from irstd_edge.training.loop import check_folder
     from irstd_edge.training.parallel import launched_processes
-    from irstd_edge.training.seen import training_recipe
+    from irstd_edge.training.seen import training_recipes
+    from irstd_edge.zoo import network_of
 
     if launched_processes() > 1 and not resume:
         raise click.UsageError("torchrun shares the training alone: quantise in one process, without --train, then "
                                "train in its --out under torchrun by --train RECIPE --resume")
     default = parse_bits(bits or "8", "--bits")
-    factory = _quantised_factory(out, network, model) if resume else model or network
+    factory = _quantised_factory(out, network, model) if resume else model or (network and network_of(network))
     planned = []
     if recipe:
         planned = plan_runs([(Path(recipe).stem, _recipe(recipe, factory, dataset, epochs, learning_rate))], seeds, out)
@@ -127,7 +128,7 @@ def quantize(network, out, checkpoint, model, from_layout, allow_pickle, mean, s
             check_folder(folder, resume=False)
         source = load_network(network, checkpoint=checkpoint, model=model, allow_pickle=allow_pickle, mean=mean,
                               std=std, from_layout=from_layout)
-        trained_by = training_recipe(source.factory, checkpoint, source.checkpoint_sha256)
+        trained_by = training_recipes(checkpoint, source.checkpoint_sha256)
         _quantise(source, trained_by, out, calibrate, dataset, root, images, held_out, method, percentile, default,
                   table_file, spm, edges, layers, max_weight_bits, max_activation_bits, sensitivity, candidates,
                   max_drop, keep)
@@ -211,8 +212,7 @@ def _quantise(source, trained_by, out, calibrate, dataset, root, images, held_ou
         train_indices, held_indices = split_validation(len(data), held_out)
         if held_indices:
             held = q.HeldOut([data[i] for i in held_indices], source)
-            seen = count_seen(trained_by, root, data, [data.names[i] for i in held_indices]) if trained_by else None
-            if seen:
+            if seen := count_seen(trained_by, root, data, [data.names[i] for i in held_indices]):
                 click.echo(f"warning: {source.name} was trained on {seen} of the {len(held_indices)} images that are "
                            f"held out here: what it loses on them may differ from what it loses on others", err=True)
         elif spm or sensitivity or max_drop is not None:

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from irstd_edge.data import DataError, Dataset, split_validation
 from irstd_edge.training.recipe import parse_datasets
-from irstd_edge.zoo import zoo_card, zoo_names
+from irstd_edge.zoo import ZOO, zoo_card
 
 
-def training_recipe(factory: str, checkpoint: Path | None, checkpoint_sha256: str | None) -> dict | None:
-    """The recipe that weights were trained by, or None where that is not recorded.
+def training_recipes(checkpoint: Path | None, checkpoint_sha256: str | None) -> list[dict]:
+    """The recipes that weights were trained by, the last stage first; none where that is not recorded.
 
-    That of the run in whose folder ``checkpoint`` lies, or where its digest is that of the zoo's weights of
-    ``factory``, the one on their card.
+    Those of the run in whose folder ``checkpoint`` lies, or of the card of the zoo's weights of this digest; then of
+    the zoo's weights that it began from, and so on.
     """
     if checkpoint is not None and checkpoint.name in ("best.safetensors", "last.safetensors"):
         try:
-            return json.loads((checkpoint.parent / "recipe.json").read_text())
+            return with_earlier(json.loads((checkpoint.parent / "recipe.json").read_text()))
         except (OSError, ValueError):
-            return None
-    cards = map(zoo_card, zoo_names(factory))
-    card = next((card for card in cards if card["weights"]["sha256"] == checkpoint_sha256), None)
-    return card["training"]["recipe"] if card and card["training"] else None
+            return []
+    return _of_the_zoo(checkpoint_sha256)
+
+
+def with_earlier(record: dict) -> list[dict]:
+    """The record of a run, then the recipes of the zoo's weights that it began from."""
+    return [record, *_of_the_zoo((record.get("initial") or {}).get("sha256"))]
+
+
+def _of_the_zoo(digest: str | None) -> list[dict]:
+    if digest is None:
+        return []
+    for path in sorted(ZOO.glob("*.json")):
+        card = zoo_card(path.stem)
+        if card["weights"]["sha256"] == digest:
+            training = card["training"] or {}
+            return with_earlier(training["recipe"] | {"initial": training["initial"]}) if training else []
+    return []
 
 
 def names_trained_on(recipe: Mapping, root: Path, folder: str) -> set[str]:
@@ -42,6 +56,9 @@ def names_trained_on(recipe: Mapping, root: Path, folder: str) -> set[str]:
     return {name for f, name in (images[i] for i in kept) if f == folder}
 
 
-def count_seen(recipe: Mapping, root: Path, samples: Dataset, names: list[str] | None = None) -> int:
-    """How many images of a split, or of ``names`` in it, a training by ``recipe`` saw."""
-    return len(names_trained_on(recipe, root, samples.name).intersection(samples.names if names is None else names))
+def count_seen(recipes: Sequence[Mapping], root: Path, samples: Dataset, names: list[str] | None = None) -> int | None:
+    """How many images of a split, or of ``names`` in it, a training by ``recipes`` saw; None where there are none."""
+    if not recipes:
+        return None
+    seen = set().union(*(names_trained_on(recipe, root, samples.name) for recipe in recipes))
+    return len(seen.intersection(samples.names if names is None else names))

@@ -1,6 +1,7 @@
 """Trained weights of the package: ``<name>.safetensors``, ``<name>.json`` (facts) and ``<name>.md`` (model card).
 
-A name is that of a network of the registry, or ``NETWORK@DATASET`` for weights of it that one data set alone trained.
+A name is that of a network of the registry, or ``NETWORK@DATASET`` for weights of it whose last training was on that
+data set alone.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, evaluate_network, read_curve
 from irstd_edge.training.recipe import parse_datasets
-from irstd_edge.training.seen import count_seen
+from irstd_edge.training.seen import count_seen, with_earlier
 from irstd_edge.zoo import ZOO, network_of
 
 SCHEMA_VERSION = 2
@@ -61,7 +61,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
 
     Args:
         runs: the folders of the runs, of one recipe but for the seed.
-        name: the network of the registry that the weights are for; of runs of ``package.module:factory`` any name.
+        name: the network of the registry that the weights are for, with ``@DATASET`` where they were last trained on
+            that set alone and the zoo has others; of runs of ``package.module:factory`` any name.
         root: the folder that holds the data sets.
         weights: where to write the weights of the published run, as they are measured.
         which: ``best`` (highest IoU on the held-out images), ``last``, or ``quantised``: as it was calibrated, before
@@ -98,7 +99,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             file = Path(scratch) / f"{which}{i}.safetensors"
             _copy_weights(runs[i] / f"{which}.safetensors", file, half)
             constants = records[i]["normalisation"]
-            loaded = load_network(name, model=own, checkpoint=file, mean=constants["mean"], std=constants["std"])
+            loaded = load_network(network_of(name), model=own, checkpoint=file, mean=constants["mean"],
+                                  std=constants["std"])
             network = loaded.network.to(device)
             return file, loaded, {
                 key: {"split": split, "protocol": protocol, **evaluate_network(
@@ -169,15 +171,18 @@ def _read_record(run: Path, name: str, which: str) -> dict:
         raise TrainingError(f"{run}: no folder of a training run ({first_line(e)}){hint}") from e
     record["initial"] = record.get("initial") or None
     # A quantised network has a name of its own, beside that of the float network that it is made from.
-    trained = record["network"]
-    if ":" not in trained and trained != network_of(name) and not (
-            trained in MODELS and MODELS[trained].factory is get_model(network_of(name)).factory):
-        raise TrainingError(f"{run}: trains {record['network']}, not {name}")
+    trained, network = network_of(record["network"]), network_of(name)
+    if ":" not in trained and trained != network and not (
+            trained in MODELS and MODELS[trained].factory is get_model(network).factory):
+        raise TrainingError(f"{run}: trains {trained}, not {network}")
+    if name != network and [*parse_datasets(record.get("dataset") or "?")] != [name.partition("@")[2]]:
+        raise TrainingError(f"{run}: is of {record.get('dataset')}: name its weights so, or {network}")
     return record
 
 
 def _check_unseen(record: dict, root: Path, samples: Dataset) -> None:
-    if record.get("dataset") and "validation" in record and (seen := count_seen(record, root, samples)):
+    if record.get("dataset") and "validation" in record and (
+            seen := count_seen(with_earlier(record), root, samples)):
         raise TrainingError(f"{seen} of the {len(samples)} images of {samples.name}, split {samples.split}, were "
                             f"trained on: give --dataset {samples.name}:SPLIT with a split of others")
 
@@ -444,8 +449,8 @@ def _format(key: str, value: float) -> str:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1)
-@click.option("--name", help="Network of the registry, with @DATASET where one set alone trained it; or what to call "
-                             "your own.")
+@click.option("--name", help="Network of the registry, with @DATASET where it was last trained on that set "
+                             "alone; or what to call your own.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data sets.")
 @click.option("--which", type=click.Choice(WHICH), default="best", show_default=True)
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME[:SPLIT]",

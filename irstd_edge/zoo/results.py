@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from irstd_edge.data import DATASETS
-from irstd_edge.zoo import zoo_card, zoo_names
+from irstd_edge.zoo import network_of, zoo_card, zoo_names
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "results.md"
 MEASURED = PAGE.with_suffix("")
@@ -88,7 +88,7 @@ _EVALUATION = (_CARD.format("DATASET"),
 
 def cards_of(network: str) -> list[tuple[dict, bool]]:
     """Facts of the weights of a network, and whether the zoo ships them; the shipped ones first."""
-    files = sorted(MEASURED.glob(f"*/{network}.json"))
+    files = [f for f in sorted(MEASURED.glob("*/*.json")) if network_of(f.stem) == network]
     return ([(zoo_card(name), True) for name in zoo_names(network)]
             + [(json.loads(f.read_text(encoding="utf-8")), False) for f in files])
 

@@ -260,7 +260,6 @@ def test_evaluate_a_bundle(bundle, tmp_path, capsys):
     ((("portable", True), ("tflite", True), ("native", True)), "native"),
     ((("onnx", False), ("tflite", True)), "tflite"),
     ((("portable", False), ("onnx", False)), "onnx"),
-    ((), "torch"),
 ])
 def test_a_bundle_runs_what_takes_any_size_unless_told(bundle, images, tmp_path, kinds, chosen):
     manifest = b.Bundle.open(bundle).manifest
@@ -271,6 +270,14 @@ def test_a_bundle_runs_what_takes_any_size_unless_told(bundle, images, tmp_path,
     assert run("evaluate", bundle, "--dataset", "SET", "--root", root, "--json", tmp_path / "e.json") == errors.OK
     assert run("detect", bundle, images, "--json", tmp_path / "d.json") == errors.OK
     assert [json.loads((tmp_path / f"{name}.json").read_text())["artefact"] for name in "ed"] == [chosen, chosen]
+
+
+def test_pytorch_never_runs_unasked(bundle, images, capsys):
+    b.write_manifest(bundle, replace(b.Bundle.open(bundle).manifest, artefacts=()))
+    for arguments in (("detect", bundle, images), ("evaluate", bundle, "--clips", images)):
+        assert run(*arguments) == errors.USAGE
+    assert "holds no exported file" in capsys.readouterr().err
+    assert run("detect", bundle, images, "--artefact", "torch") == errors.OK
 
 
 def test_evaluate_over_thresholds_and_the_worst_images(bundle, tmp_path):

@@ -28,7 +28,7 @@ from irstd_edge.models.registry import UnknownModelError
 from irstd_edge.nn.convert import Conversion, QuantLayer, convert
 from irstd_edge.training.distillation import load_teacher
 from irstd_edge.training.recipe import Distill
-from irstd_edge.training.seen import training_recipe
+from irstd_edge.training.seen import training_recipes
 
 
 def tensors():
@@ -263,22 +263,26 @@ def test_zoo_weights_and_card_are_the_default(tmp_path, monkeypatch):
 
 def test_weights_for_one_data_set_go_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    monkeypatch.setattr("irstd_edge.training.seen.ZOO", tmp_path)
     for place, name in enumerate(("biisnet-float@Toy", "biisnet-float")):
         save_file({k: torch.full_like(v, place) for k, v in build_network("biisnet-float").state_dict().items()},
                   tmp_path / f"{name}.safetensors")
         (tmp_path / f"{name}.json").write_text(json.dumps({
-            "normalisation": {"mean": place, "std": 4.0}, "training": {"recipe": {"dataset": name}},
+            "normalisation": {"mean": place, "std": 4.0}, "training": {"recipe": {"dataset": name}, "initial": None},
             "weights": {"sha256": sha256(tmp_path / f"{name}.safetensors")}}))
     assert zoo.zoo_names("biisnet-float") == ["biisnet-float", "biisnet-float@Toy"] and not zoo.zoo_names("biisnet")
     for place, name in enumerate(("biisnet-float@Toy", "biisnet-float")):
         loaded = load_network(name)
         assert (loaded.name, loaded.factory, loaded.preprocessing.mean) == (name, "biisnet-float", place)
         assert loaded.network.head.bias.item() == place
-        assert training_recipe(loaded.factory, None, loaded.checkpoint_sha256) == {"dataset": name}
+        assert [r["dataset"] for r in training_recipes(None, loaded.checkpoint_sha256)] == [name]
     assert load_teacher(Distill("biisnet-float@Toy", ("a=b",)), Normalisation(0, 1)).preprocessing.mean == 0
     with pytest.raises(CheckpointError, match=r"^biisnet-float@Other has no trained weights here: take biisnet-float "
                                               r"or biisnet-float@Toy, or give --checkpoint FILE$"):
         load_network("biisnet-float@Other")
+    for options in ({"checkpoint": tmp_path / "biisnet-float.safetensors"}, {"untrained": True}):
+        with pytest.raises(CheckpointError, match="biisnet-float@Toy names weights of the zoo: for others name "):
+            load_network("biisnet-float@Toy", **options)
     with pytest.raises(UnknownModelError, match="biisnot"):
         load_network("biisnot@Toy")
 

@@ -137,21 +137,21 @@ def test_train_then_resume_then_refuse(synthetic, tmp_path, capsys):
 
 def test_an_interrupted_training_says_from_where_it_goes_on(synthetic, tmp_path, capsys, monkeypatch):
     recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
-    recipe.write_text(RECIPE)
-    call = ["train", str(recipe), "--root", str(synthetic), "--out", str(out), "--epochs", "3", "--threads", "1"]
+    recipe.write_text(RECIPE.replace("validate_every = 1", "validate_every = 2"))
+    call = ["train", str(recipe), "--root", str(synthetic), "--out", str(out), "--epochs", "5", "--threads", "1"]
     steps = []
 
     def interrupt(network):
         steps.append(network)
-        if len(steps) == 3:  # one of each epoch
+        if len(steps) == 4:  # one of each epoch
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr("irstd_edge.training.loop.clip_latent_weights", interrupt)
         assert cli.main(call) == 130
-    assert f"{out}: stopped; its state after epoch 2 of 3 is saved: go on by --resume" in capsys.readouterr().err
+    assert f"{out}: stopped; its state after epoch 2 of 5 is saved: go on by --resume" in capsys.readouterr().err
     assert cli.main([*call, "--resume"]) == 0
-    assert [row["epoch"] for row in read_curve(out / "curves.csv")] == ["1", "2", "3"]
+    assert [row["epoch"] for row in read_curve(out / "curves.csv")] == ["1", "2", "3", "4", "5"]
 
 
 def test_several_recipes_and_seeds_train_side_by_side(synthetic, tmp_path, capsys):

@@ -1,7 +1,8 @@
 import json
 
+from irstd_edge import zoo
 from irstd_edge.data import Dataset
-from irstd_edge.training.seen import count_seen, names_trained_on, training_recipe
+from irstd_edge.training.seen import count_seen, names_trained_on, training_recipes
 from irstd_edge.zoo import zoo_card, zoo_weights
 
 
@@ -42,20 +43,39 @@ def test_a_set_that_is_not_there_is_passed_over(tmp_path):
 
 def test_counts_of_a_split(tmp_path):
     root, recipe = data(tmp_path), {"dataset": "A", "validation": 0.0}
-    assert count_seen(recipe, root, Dataset(root, "A", "test")) == 0
-    assert count_seen(recipe, root, Dataset(root, "A", "mixed")) == 1
-    assert count_seen(recipe, root, Dataset(root, "A", "mixed"), ["5"]) == 0
-    assert count_seen(recipe, root, Dataset(root, "B", "test")) == 0  # the same name in another set
+    assert count_seen([recipe], root, Dataset(root, "A", "test")) == 0
+    assert count_seen([recipe], root, Dataset(root, "A", "mixed")) == 1
+    assert count_seen([recipe], root, Dataset(root, "A", "mixed"), ["5"]) == 0
+    assert count_seen([recipe], root, Dataset(root, "B", "test")) == 0  # the same name in another set
+    assert count_seen([{"dataset": "B", "validation": 0}, recipe], root, Dataset(root, "A", "mixed")) == 1
+    assert count_seen([], root, Dataset(root, "A", "mixed")) is None
 
 
-def test_recipes_are_found_beside_weights_and_on_cards(tmp_path):
+def test_recipes_are_found_beside_weights_and_on_cards(tmp_path, monkeypatch):
     recipe = {"dataset": "A", "validation": 0.1}
     write(tmp_path / "recipe.json", json.dumps(recipe))
-    assert training_recipe("biisnet", tmp_path / "best.safetensors", "0") == recipe
-    assert training_recipe("biisnet", tmp_path / "else.safetensors", "0") is None
-    assert training_recipe("biisnet", tmp_path / "absent" / "best.safetensors", "0") is None
+    assert training_recipes(tmp_path / "best.safetensors", "0") == [recipe]
+    assert training_recipes(tmp_path / "else.safetensors", "0") == []
+    assert training_recipes(tmp_path / "absent" / "best.safetensors", "0") == []
     card = zoo_card("biisnet")
     for checkpoint in (None, zoo_weights("biisnet")):
-        found = training_recipe("biisnet", checkpoint, card["weights"]["sha256"])
-        assert found["dataset"] == "NUAA-SIRST*3+NUDT-SIRST+IRSTD-1K" and found["validation"] == 0.04
-    assert training_recipe("biisnet", None, "0") is None and training_recipe("dnanet", None, "0") is None
+        found = training_recipes(checkpoint, card["weights"]["sha256"])
+        assert found[0]["dataset"] == "NUAA-SIRST*3+NUDT-SIRST+IRSTD-1K" and found[0]["validation"] == 0.04
+    assert training_recipes(None, "0") == training_recipes(None, None) == []
+
+
+def test_recipes_of_earlier_stages_are_those_of_the_weights_they_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    monkeypatch.setattr("irstd_edge.training.seen.ZOO", tmp_path)
+    for digest, dataset, initial in (("1", "A", None), ("2", "B", {"sha256": "1"}), ("3", "C", {"sha256": "other"})):
+        write(tmp_path / f"n@{dataset}.json", json.dumps({"weights": {"sha256": digest}, "training": {
+            "recipe": {"dataset": dataset}, "initial": initial}}))
+    write(tmp_path / "n.json", json.dumps({"weights": {"sha256": "4"}, "training": None}))
+
+    def sets(recipes):
+        return [recipe["dataset"] for recipe in recipes]
+
+    assert sets(training_recipes(None, "2")) == ["B", "A"]
+    assert sets(training_recipes(None, "3")) == ["C"] and training_recipes(None, "4") == []
+    write(tmp_path / "run" / "recipe.json", json.dumps({"dataset": "D", "initial": {"sha256": "2"}}))
+    assert sets(training_recipes(tmp_path / "run" / "last.safetensors", None)) == ["D", "B", "A"]

@@ -80,6 +80,12 @@ def test_wrong_runs_are_refused(run, synthetic, tmp_path):
         describe_runs([run], "biisnet", synthetic, which="last")
 
 
+def test_weights_for_one_data_set_are_of_it(run, synthetic):
+    assert describe_runs([run], "biisnet@Synthetic", synthetic)["name"] == "biisnet@Synthetic"
+    with pytest.raises(TrainingError, match=r"is of Synthetic: name its weights so, or biisnet$"):
+        describe_runs([run], "biisnet@Other", synthetic)
+
+
 def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monkeypatch):
     other = train(replace(RECIPE, seed=7), synthetic, tmp_path / "other")
     zoo = tmp_path / "made" / "zoo"
@@ -322,14 +328,15 @@ def test_the_zoo_is_consistent(name):
     assert loaded.preprocessing.mean == card["normalisation"]["mean"] and loaded.checkpoint_sha256 == sha256(weights)
     assert card["source"] == get_model(network_of(name)).source
     assert (loaded.name, loaded.factory) == (name, network_of(name))
-    assert "@" not in name or list(card["metrics"]) == [name.partition("@")[2]]
+    if name != network_of(name):
+        assert [*card["metrics"]] == [*card["training"]["datasets"]] == [name.partition("@")[2]]
 
 
 def test_the_page_of_results_is_up_to_date():
     text = results.PAGE.read_text(encoding="utf-8")
     assert results.page(text) == text, "run python -m irstd_edge.zoo.results"
     assert {row.network for row in results.ROWS} <= MODELS.keys()
-    assert {row.network for row in results.ROWS} >= {name for name in MODELS if zoo_weights(name)}
+    assert {row.network for row in results.ROWS} >= {name for name in MODELS if zoo_names(name)}
 
 
 def test_networks_that_are_measured_but_not_shipped_have_rows_of_their_own(tmp_path, monkeypatch):

@@ -202,6 +202,8 @@ def load_network(
     if factory != reference and not model and (checkpoint or untrained):
         raise CheckpointError(f"{reference} names weights of the zoo: for others name {factory}")
     network = build_network(factory)
+    if from_layout is not None:
+        _check_layout(from_layout, factory, checkpoint)
     card = None if model else zoo_card(reference)
     if checkpoint is None and not model and not untrained:
         checkpoint = zoo_weights(reference)
@@ -211,8 +213,6 @@ def load_network(
                                   + (f"take {' or '.join(there)}, or " if there else "") + "give --checkpoint FILE"
                                   + (", or --untrained for random ones" if untrained is not None else ""))
     digest = None
-    if from_layout is not None:
-        _check_layout(from_layout, factory, checkpoint)
     if checkpoint is not None:
         tensors = read_checkpoint(checkpoint, allow_pickle)
         if from_layout is not None:

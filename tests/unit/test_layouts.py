@@ -312,8 +312,9 @@ def test_mismatches_are_listed_by_key_and_wrong_requests_refused(tmp_path):
         load_network("dnanet", checkpoint=path, allow_pickle=True, from_layout="basicirstd", mean=100, std=30)
     with pytest.raises(CheckpointError, match="hold mshnet, not dnanet"):
         load_network("dnanet", checkpoint=path, allow_pickle=True, from_layout="mshnet")
-    with pytest.raises(CheckpointError, match="give --checkpoint"):
-        load_network("dnanet", from_layout="dnanet")
+    for name in ("dnanet", "mshnet"):  # with weights in the zoo, and without
+        with pytest.raises(CheckpointError, match="says how to read a checkpoint: give --checkpoint"):
+            load_network(name, from_layout=name)
     with pytest.raises(CheckpointError, match="unknown layout 'larq'; known: basicirstd"):
         load_network("dnanet", checkpoint=path, from_layout="larq")
     with pytest.raises(CheckpointError, match="needs --from-layout basicirstd or dnanet"):

@@ -120,7 +120,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         network, artefact, threads, checkpoint=checkpoint, from_layout=from_layout, model=model,
         allow_pickle=allow_pickle, mean=mean, std=std)
     threshold = usual if threshold is None else threshold
-    seen = samples and count_seen(recipes, root, samples)
+    seen = count_seen(recipes, root, samples) if samples else None
     if seen:
         click.echo(f"warning: {name} was trained on {seen} of these {len(samples)} images; no figure of this tells "
                    f"how it does on others", err=True)

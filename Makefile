@@ -22,7 +22,7 @@ ZIG := ziglang
 TEST_ENV := CC="$(CURDIR)/build/zig-cc"
 endif
 
-# Two processes, each of whole folders of tests (tests/conftest.py).
+# Two processes; which tests stay together tests/conftest.py says.
 SIDE_BY_SIDE := -n 2
 
 .PHONY: demo test test-all figures peers arm build lint clean

@@ -5,11 +5,13 @@ import pytest
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Side by side (``-n``), the tests of a folder stay in one process: they share what their fixtures build."""
+    """Side by side (``-n``), tests that share what their fixtures build stay in one process: those of a folder, but
+    in ``unit``, where nothing is built, those of a file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class WholeFolders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "/".join(nodeid.split("::")[0].split("/")[:2])
+            folder, name = nodeid.split("::")[0].split("/")[1:3]
+            return name if folder == "unit" else folder
 
     return WholeFolders(config, log)

@@ -1,6 +1,5 @@
 import json
 import re
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -144,7 +143,7 @@ def test_an_interrupted_training_says_from_where_it_goes_on(synthetic, tmp_path,
     def interrupt(network):
         steps.append(network)
         if len(steps) == 4:  # one of each epoch
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("irstd_edge.training.loop.clip_latent_weights", interrupt)

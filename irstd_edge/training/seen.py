@@ -8,7 +8,7 @@ from pathlib import Path
 
 from irstd_edge.data import DataError, Dataset, split_validation
 from irstd_edge.training.recipe import parse_datasets
-from irstd_edge.zoo import ZOO, zoo_card
+from irstd_edge.zoo import zoo_cards
 
 
 def training_recipes(checkpoint: Path | None, checkpoint_sha256: str | None) -> list[dict]:
@@ -31,14 +31,8 @@ def with_earlier(record: dict) -> list[dict]:
 
 
 def _of_the_zoo(digest: str | None) -> list[dict]:
-    if digest is None:
-        return []
-    for path in sorted(ZOO.glob("*.json")):
-        card = zoo_card(path.stem)
-        if card["weights"]["sha256"] == digest:
-            training = card["training"] or {}
-            return with_earlier(training["recipe"] | {"initial": training["initial"]}) if training else []
-    return []
+    training = next((card["training"] for card in zoo_cards() if card["weights"]["sha256"] == digest), None)
+    return with_earlier(training["recipe"] | {"initial": training["initial"]}) if training else []
 
 
 def names_trained_on(recipe: Mapping, root: Path, folder: str) -> set[str]:

@@ -33,3 +33,8 @@ def zoo_card(name: str) -> dict | None:
     """The facts of the weights of a name, as :mod:`irstd_edge.zoo.card` wrote them, or None."""
     path = ZOO / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def zoo_cards() -> list[dict]:
+    """The facts of all weights."""
+    return [zoo_card(path.stem) for path in sorted(ZOO.glob("*.json"))]

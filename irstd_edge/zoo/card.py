@@ -245,6 +245,14 @@ def _chosen(run: Path, record: dict, which: str) -> dict[str, str]:
     return max(saved, key=lambda row: float(row["iou"] or "-1")) if which == "best" else saved[-1]
 
 
+def _published(record: dict) -> dict:
+    """The recipe in a run's record; of the teacher's checkpoint the file's name alone, as of the initial weights'."""
+    recipe = {k: v for k, v in record.items() if k not in _FACTS}
+    if distill := recipe.get("distill"):
+        recipe["distill"] = distill | {"checkpoint": Path(distill.get("checkpoint", "")).name}
+    return recipe
+
+
 def _describe_training(run: Path, record: dict, root: Path, which: str, note: str) -> dict | None:
     if "epochs" not in record:
         return None
@@ -257,7 +265,7 @@ def _describe_training(run: Path, record: dict, root: Path, which: str, note: st
         "sources": {d: DATASETS[d].source for d in names if d in DATASETS},
         "images": sum(sets.values()) - held_out,
         "held_out": held_out,
-        "recipe": {k: v for k, v in record.items() if k not in _FACTS},
+        "recipe": _published(record),
         "teacher": record.get("teacher"),
         "initial": record["initial"],
         "note": note,

@@ -40,7 +40,7 @@ def test_results_are_complete_and_in_order(report):
 
 def test_speed_ups_are_those_of_the_sleeps(report):
     ratios = {(r["numerator"], r["denominator"]): r["value"] for r in report["ratios"]}
-    assert 2.0 < ratios["tiny-float/onnx/1", "tiny/onnx/1"] < 6  # 8 ms against 2 ms and the wake-up
+    assert 2.0 < ratios["tiny-float/onnx/1", "tiny/onnx/1"] < 4.5  # 8 ms against 2 ms and the wake-up
     assert 0.7 < ratios["tiny-float/torch/1", "tiny/torch/1"] < 1.4
 
 

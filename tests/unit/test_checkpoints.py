@@ -263,7 +263,6 @@ def test_zoo_weights_and_card_are_the_default(tmp_path, monkeypatch):
 
 def test_weights_for_one_data_set_go_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ZOO", tmp_path)
-    monkeypatch.setattr("irstd_edge.training.seen.ZOO", tmp_path)
     for place, name in enumerate(("biisnet-float@Toy", "biisnet-float")):
         save_file({k: torch.full_like(v, place) for k, v in build_network("biisnet-float").state_dict().items()},
                   tmp_path / f"{name}.safetensors")

@@ -51,7 +51,7 @@ def test_counts_of_a_split(tmp_path):
     assert count_seen([], root, Dataset(root, "A", "mixed")) is None
 
 
-def test_recipes_are_found_beside_weights_and_on_cards(tmp_path, monkeypatch):
+def test_recipes_are_found_beside_weights_and_on_cards(tmp_path):
     recipe = {"dataset": "A", "validation": 0.1}
     write(tmp_path / "recipe.json", json.dumps(recipe))
     assert training_recipes(tmp_path / "best.safetensors", "0") == [recipe]
@@ -66,7 +66,6 @@ def test_recipes_are_found_beside_weights_and_on_cards(tmp_path, monkeypatch):
 
 def test_recipes_of_earlier_stages_are_those_of_the_weights_they_left(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ZOO", tmp_path)
-    monkeypatch.setattr("irstd_edge.training.seen.ZOO", tmp_path)
     for digest, dataset, initial in (("1", "A", None), ("2", "B", {"sha256": "1"}), ("3", "C", {"sha256": "other"})):
         write(tmp_path / f"n@{dataset}.json", json.dumps({"weights": {"sha256": digest}, "training": {
             "recipe": {"dataset": dataset}, "initial": initial}}))

@@ -80,6 +80,14 @@ def test_wrong_runs_are_refused(run, synthetic, tmp_path):
         describe_runs([run], "biisnet", synthetic, which="last")
 
 
+def test_a_card_names_the_file_of_a_teacher_not_its_place(run, synthetic):
+    record = json.loads((run / "recipe.json").read_text())
+    record["distill"] = {"teacher": "resunet", "checkpoint": "/home/somebody/runs/teacher/last.safetensors"}
+    (run / "recipe.json").write_text(json.dumps(record))
+    training = describe_runs([run], "biisnet", synthetic)["training"]
+    assert training["recipe"]["distill"] == {"teacher": "resunet", "checkpoint": "last.safetensors"}
+
+
 def test_weights_for_one_data_set_are_of_it(run, synthetic):
     assert describe_runs([run], "biisnet@Synthetic", synthetic)["name"] == "biisnet@Synthetic"
     with pytest.raises(TrainingError, match=r"is of Synthetic: name its weights so, or biisnet$"):
@@ -327,6 +335,8 @@ def test_the_zoo_is_consistent(name):
     loaded = load_network(name)
     assert loaded.preprocessing.mean == card["normalisation"]["mean"] and loaded.checkpoint_sha256 == sha256(weights)
     assert card["source"] == get_model(network_of(name)).source
+    checkpoint = ((card["training"] or {}).get("recipe", {}).get("distill") or {}).get("checkpoint", "")
+    assert "/" not in checkpoint, "where a teacher lay on somebody's machine is nobody's business"
     assert (loaded.name, loaded.factory) == (name, network_of(name))
     if name != network_of(name):
         assert [*card["metrics"]] == [*card["training"]["datasets"]] == [name.partition("@")[2]]

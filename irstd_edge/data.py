@@ -291,3 +291,11 @@ def random_crop(
     if rng.random() < 0.5:
         image, mask = image.T, mask.T
     return image, mask
+
+
+def resize(image: np.ndarray, side: int) -> np.ndarray:
+    """A square image or mask, bilinear, as float32 ``[side, side]``; where it shrinks, over all pixels that fall into
+    one. Of the same size it is returned as it is."""
+    if image.shape == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))

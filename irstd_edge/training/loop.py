@@ -32,6 +32,7 @@ from irstd_edge.data import (
     Sample,
     normalise,
     random_crop,
+    resize,
     split_validation,
 )
 from irstd_edge.errors import UnsupportedError, first_line
@@ -113,11 +114,17 @@ def make_batch(samples: list[Sample], indices, recipe: Recipe, normalisation: No
         if recipe.contrast or recipe.brightness:
             gain = np.exp(rng.uniform(-recipe.contrast, recipe.contrast))
             image = (image * gain + rng.uniform(-recipe.brightness, recipe.brightness)).astype(np.float32)
-        image, mask = random_crop(image, samples[i].mask, recipe.crop, rng)
+        zoom = np.exp(rng.uniform(-recipe.scale, recipe.scale)) if recipe.scale else 1.0
+        image, mask = random_crop(image, samples[i].mask, round(recipe.crop / zoom), rng)
+        image, mask = resize(image, recipe.crop), resize(mask, recipe.crop)
         images.append(image)
         masks.append(mask / np.float32(255))
     return (torch.from_numpy(np.stack(images)[:, None].astype(np.float32)),
             torch.from_numpy(np.stack(masks)[:, None].astype(np.float32)))
+
+
+def _batch_norms(network: nn.Module) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 class _Step(nn.Module):
@@ -268,6 +275,8 @@ class Run:
             rate = self.recipe.learning_rate_at(epoch)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
+            if epoch == self.recipe.fixed_norm_from:
+                self._take_averaged_statistics()
             losses: list[dict[str, torch.Tensor]] = []
             for number, (x, target) in enumerate(self._batches(epoch)):
                 losses.append(self._train(epoch, number, x, target))
@@ -325,6 +334,9 @@ class Run:
         # Whatever draws inside the network (dropout) is seeded by the step: nothing depends on other runs beside.
         torch.manual_seed((((self.recipe.seed * 100_003 + epoch) * 100_003 + number) * 1_009 + self.rank) % 2**63)
         self.network.train()
+        if epoch >= self.recipe.fixed_norm_from:
+            for norm in _batch_norms(self.network):
+                norm.eval()
         with self._autocast():
             losses = self._step(x, target)
         self._optimizer.zero_grad(set_to_none=True)
@@ -333,6 +345,12 @@ class Run:
         clip_latent_weights(self.network)
         self.average.update_parameters(self.network)
         return {k: v.detach() for k, v in losses.items()}
+
+    def _take_averaged_statistics(self) -> None:
+        """Before they are fixed: those of the last batches alone are far noisier."""
+        for norm, average in zip(_batch_norms(self.network), _batch_norms(self.average.module), strict=True):
+            for buffer, averaged in zip(norm.buffers(), average.buffers(), strict=True):
+                buffer.copy_(averaged)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -123,7 +123,9 @@ class Recipe:
     of the weights that is validated and saved; it is less in the first steps, so that the first weights are soon
     forgotten. ``dataset`` may name several, joined by ``+``: their training splits are put together and normalised
     by the constants of the first; ``NAME*3`` takes a set three times an epoch. ``crop`` is in pixels; a normalised
-    image is multiplied by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added.
+    image is multiplied by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added; a crop is enlarged, or
+    reduced, by exp(U(-scale, scale)). In the last ``fixed_norm`` of the epochs batch normalisation takes the averaged
+    statistics, as it will at inference, not those of the batch.
 
     ``dataset`` may name a split file too, as ``NAME:idx_427/trainval``. ``schedule`` is ``cosine`` (half a period over
     the run, from ``learning_rate`` towards ``final_learning_rate``, which the last epoch, one step before the end, does
@@ -150,6 +152,8 @@ class Recipe:
     validate_every: int = 5
     contrast: float = 0.0
     brightness: float = 0.0
+    scale: float = 0.0
+    fixed_norm: float = 0.0
     seed: int = 42
     distill: Distill | None = None
 
@@ -171,6 +175,9 @@ class Recipe:
         for name in ("contrast", "brightness", "seed", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("scale", "fixed_norm"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("average", "validation"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -214,6 +221,11 @@ class Recipe:
     def datasets(self) -> dict[str, int]:
         """Each data set that ``dataset`` joins by ``+``, and how often an epoch takes it."""
         return parse_datasets(self.dataset)
+
+    @property
+    def fixed_norm_from(self) -> int:
+        """The first epoch, counted from 1, whose batch normalisation is fixed; beyond the last where none is."""
+        return self.epochs - round(self.fixed_norm * self.epochs) + 1
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 1."""

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from irstd_edge.data import (
@@ -15,6 +16,7 @@ from irstd_edge.data import (
     random_crop,
     read_image,
     read_mask,
+    resize,
     to_protocol,
 )
 
@@ -133,6 +135,15 @@ def test_small_images_are_padded_to_the_crop():
     rng = np.random.default_rng(0)
     crop, mask = random_crop(np.ones((5, 40), np.float32), np.full((5, 40), 255, np.uint8), 32, rng)
     assert crop.shape == (32, 32) and crop.sum() == 5 * 32 and (mask > 0).sum() == 5 * 32
+
+
+@pytest.mark.parametrize("side", [8, 17, 24, 31, 40])
+def test_crops_are_resized_as_torch_does(side):
+    image = np.random.default_rng(0).random((24, 24), np.float32).T
+    truth = torch.nn.functional.interpolate(
+        torch.from_numpy(image.copy())[None, None], (side, side), mode="bilinear", antialias=True)[0, 0]
+    assert resize(image, side) == pytest.approx(truth.numpy(), abs=1e-5)
+    assert (resize(image, side) is image) == (side == 24)
 
 
 def test_protocols():

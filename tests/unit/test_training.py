@@ -26,6 +26,7 @@ from irstd_edge.training.loop import (
     _averaging,
     clip_latent_weights,
     evaluate_network,
+    make_batch,
     read_curve,
     split_validation,
     train,
@@ -197,6 +198,47 @@ def test_a_run_may_have_the_normalisation_of_its_weights(synthetic, tmp_path):
     x, _ = next(run._batches(1))
     assert x.max() == pytest.approx((240 - 10) / 200)
     assert json.loads((tmp_path / "recipe.json").read_text())["normalisation"] == {"mean": 10, "std": 200}
+
+
+def test_crops_of_other_scales_show_larger_and_smaller_targets():
+    mask = np.zeros((200, 200), np.uint8)
+    mask[95:105, 95:105] = 255
+    samples = [Sample("a", mask.astype(np.float32), mask)]
+    normalisation, rng = Normalisation(0, 255), np.random.default_rng(0)
+
+    def areas(scale: float) -> np.ndarray:
+        x, target = make_batch(samples, [0] * 200, replace(TINY, crop=64, contrast=0, brightness=0, scale=scale),
+                               normalisation, rng)
+        assert x.shape == target.shape == (200, 1, 64, 64)
+        assert x.numpy() == pytest.approx(target.numpy(), abs=1e-5), "the mask follows the image"
+        return target.sum((1, 2, 3)).numpy()
+
+    assert areas(0.0).max() == 100
+    large = areas(0.5).max()
+    assert 100 * np.exp(0.8) < large < 100 * np.exp(1.0) + 20
+    whole = [a for a in areas(0.5) if a > 100 * np.exp(-1.0) - 20]
+    assert min(whole) < 100 * np.exp(-0.7)
+
+
+def test_batch_normalisation_takes_its_averaged_statistics_in_the_last_epochs(synthetic, tmp_path):
+    recipe = replace(TINY, epochs=4, validation=0.0, fixed_norm=0.5)
+    run = Run(recipe, synthetic, tmp_path / "whole")
+    norm, average = (next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+                     for network in (run.network, run.average.module))
+    seen = [(norm.training, norm.running_var.clone(), average.running_var.clone(), norm.weight.clone())
+            for report in run.steps() if report is not None]
+    training, own, averaged, weights = zip(*seen, strict=True)
+    assert training == (True, True, False, False)
+    assert not own[0].equal(own[1]) and not own[1].equal(averaged[1])
+    assert own[2].equal(averaged[1]) and own[3].equal(own[2]) and averaged[3].allclose(own[3])
+    assert not weights[2].equal(weights[3]), "gain and offset are trained on"
+    assert replace(recipe, fixed_norm=0.0).fixed_norm_from == 5 and replace(recipe, fixed_norm=1.0).fixed_norm_from == 1
+
+    train(recipe, synthetic, tmp_path / "parts", minutes=0)
+    for _ in range(3):
+        train(recipe, synthetic, tmp_path / "parts", minutes=0, resume=True)
+    whole, parts = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
+    assert all(whole[k].equal(parts[k]) for k in whole)
 
 
 def test_the_seconds_of_a_run_are_its_own(synthetic, tmp_path, monkeypatch):
@@ -516,6 +558,8 @@ def test_shipped_recipes_are_valid(path):
     ('network = "biisnet"\ndataset = "A"\naverage = 1.0', r"average must be in \[0, 1\)"),
     ('network = "biisnet"\ndataset = "A"\nvalidation = -0.1', r"validation must be in \[0, 1\)"),
     ('network = "biisnet"\ndataset = "A"\ncontrast = -0.1', "contrast must not be negative"),
+    ('network = "biisnet"\ndataset = "A"\nfixed_norm = -0.1', r"fixed_norm must be in \[0, 1\]"),
+    ('network = "biisnet"\ndataset = "A"\nscale = 1.5', r"scale must be in \[0, 1\]"),
     ('network = "biisnet"\ndataset = "A"\nseed = -1', "seed must not be negative"),
     ("network = ", "Invalid value"),
     *((f'network = "biisnet"\ndataset = "A"\n{line}', message) for line, message in (

@@ -45,6 +45,7 @@ from irstd_edge.training.distillation import Distillation, load_teacher
 from irstd_edge.training.losses import Supervised
 from irstd_edge.training.parallel import agree, mean_over_ranks, rank_and_size
 from irstd_edge.training.recipe import Recipe
+from irstd_edge.training.seen import earlier_trainings, training_recipes
 
 PRECISIONS = ("fp32", "bf16")
 #: Fields of a recipe that every command which trains takes as an option, too.
@@ -172,7 +173,7 @@ class Run:
         allow_pickle: let a teacher's checkpoint be a pickle, which can run code.
         normalisation: of the images, where the weights that it starts from have their own; default that of the first
             data set.
-        record: facts to add to ``recipe.json``.
+        record: facts to add to ``recipe.json``; ``earlier`` are recipes that the weights were trained by before.
         cache: data sets already read, by folder and name; several runs may share one.
 
     Under ``torchrun`` each process takes its share of every batch, and the first one alone validates and writes.
@@ -231,6 +232,8 @@ class Run:
             # The count that it passes lies on the device: reading it would wait for the step to end.
             multi_avg_fn=lambda a, c, _: _averaging(recipe.average)(a, c, int(self.average.n_averaged)))
         self._probe(supervised=objective is None)
+        #: The recipes that a teacher was trained by.
+        self._taught_by: list[dict] = []
         objective = self._recipe_objective(allow_pickle) if objective is None else objective
         self.objective = objective.to(device)
         self._step = step = _Step(self.network, self.objective, compile_network)
@@ -244,7 +247,7 @@ class Run:
         if resume:
             self._load()
         elif self.rank == 0:
-            self._write_record(initial and initial.record, {"compiled": compile_network} | (record or {}))
+            self._write_record(initial, {"compiled": compile_network} | (record or {}))
             self._save()  # so that a run that is stopped before its first validation can go on as it was begun
         # Epochs after the last saved state are trained again.
         self._curve = [row for row in read_curve(out / "curves.csv") if int(row["epoch"]) <= self.epoch]
@@ -400,15 +403,20 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             teacher = load_teacher(recipe.distill, self.normalisation, allow_pickle)
+            checkpoint = recipe.distill.checkpoint
+            self._taught_by = training_recipes(Path(checkpoint) if checkpoint else None, teacher.checkpoint_sha256)
             return Distillation(recipe.distill, teacher, self.network, self.normalisation, recipe.loss, recipe.crop)
 
-    def _write_record(self, initial: dict | None, facts: dict) -> None:
+    def _write_record(self, initial: InitialWeights | None, facts: dict) -> None:
+        began = initial and initial.record
+        earlier = [*(training_recipes(Path(initial.checkpoint), began["sha256"]) if initial else ()),
+                   *facts.get("earlier", ()), *self._taught_by]
         record = self.recipe.as_dict() | {
             "normalisation": self.normalisation.__dict__, "held_out": self.held, "images": len(self.samples),
-            "initial": initial, "precision": self.precision, "processes": self.ranks,
+            "initial": began, "precision": self.precision, "processes": self.ranks,
             "threads": torch.get_num_threads(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(self.device),
-        } | getattr(self.objective, "record", {}) | facts
+        } | getattr(self.objective, "record", {}) | facts | {"earlier": earlier_trainings(earlier)}
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(self.out / "recipe.json", json.dumps(record, indent=2) + "\n")

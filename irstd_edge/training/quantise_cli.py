@@ -194,7 +194,7 @@ def _quantise(source, trained_by, out, calibrate, dataset, root, images, held_ou
         parse_bits,
         search_assignments,
     )
-    from irstd_edge.training.seen import count_seen
+    from irstd_edge.training.seen import count_seen, earlier_trainings
 
     check_writable(out / q.MANIFEST)
     rules = []
@@ -225,7 +225,7 @@ def _quantise(source, trained_by, out, calibrate, dataset, root, images, held_ou
     edge_rules = [(name, edge) for name in calibrated.trace.edges]
     convolutions = [c for c in calibrated.counts if c.name in names]
     blocks = find_blocks(convolutions, calibrated.size)
-    facts = {}
+    facts = {"earlier": earlier_trainings(trained_by)}
 
     fixed, found, assignments = {}, [], []
     if spm:
@@ -288,6 +288,7 @@ def _train(planned, factory, root, out, device, precision, compile_network, minu
     from irstd_edge.data import Normalisation
     from irstd_edge.training.loop import Run, holds_run
     from irstd_edge.training.quantisation import WEIGHTS
+    from irstd_edge.training.seen import recipes_of
 
     cache: dict = {}
     # The steps were found on images normalised so.
@@ -297,7 +298,8 @@ def _train(planned, factory, root, out, device, precision, compile_network, minu
         return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                    resume=holds_run(folder), network=restore(build_network(factory), out / WEIGHTS),
                    normalisation=normalisation, allow_pickle=allow_pickle, cache=cache,
-                   record={"quantised_from": os.path.relpath(out / WEIGHTS, folder)})
+                   record={"quantised_from": os.path.relpath(out / WEIGHTS, folder),
+                           "earlier": recipes_of(_manifest(out))})
 
     train_runs(planned, make, device, minutes, began, json_file, _manifest(out))
 

@@ -34,14 +34,15 @@ from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.binary import BinaryConv2d
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, evaluate_network, read_curve
-from irstd_edge.training.recipe import parse_datasets
-from irstd_edge.training.seen import count_seen, with_earlier
+from irstd_edge.training.recipe import Recipe, parse_datasets
+from irstd_edge.training.seen import count_seen, earlier_trainings, recipes_of
 from irstd_edge.zoo import ZOO, network_of
 
 SCHEMA_VERSION = 2
 #: Weights of the zoo are no larger, bytes.
 LARGEST = 12_000_000
 WHICH = ("best", "last", "quantised")
+_WEIGHTS = {"best": "highest IoU on the held-out images", "last": "last epoch", "quantised": "as calibrated"}
 #: Of a trained network the card tells the figures of both, published or not.
 _OTHER = {"best": "last", "last": "best"}
 #: What the quantiser leaves beside its weights.
@@ -49,7 +50,7 @@ _QUANTISATION = "quantisation.json"
 _FIGURES = ("iou", "niou", "pd", "fa")
 #: What a run records besides the fields of its recipe.
 _FACTS = ("normalisation", "held_out", "images", "initial", "started", "machine", "processes", "threads", "compiled",
-          "teacher")
+          "teacher", "earlier")
 
 
 def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path | None = None, which: str = "best",
@@ -90,7 +91,8 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             example = f"{own_splits[0]}:SPLIT" if own_splits else "NAME"
             raise TrainingError(f"{runs[0]}: does not say what to measure on: give --dataset {example}")
     for dataset in datasets:
-        _check_unseen(records[0], root, Dataset.named(root, dataset, "test"))
+        for record in records:
+            _check_unseen(record, root, Dataset.named(root, dataset, "test"))
     held_out = [_chosen(run, record, which).get("iou") or "-1" for run, record in zip(runs, records, strict=True)]
     published = max(range(len(runs)), key=lambda i: float(held_out[i]))
     with TemporaryDirectory() as scratch:
@@ -112,10 +114,12 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
         run, record = runs[published], records[published]
         file, loaded, metrics = measured[published]
         network = loaded.network.cpu()
-        second, other = _OTHER.get(which), None
-        if second and (run / f"{second}.safetensors").is_file():
-            other = {"which": second, "epoch": int(_chosen(run, record, second)["epoch"]),
-                     "metrics": _figures(measure(published, second)[2])}
+        # Of all runs or of none: a mean over some of them would be of others than that beside it.
+        second, others = _OTHER.get(which), None
+        if second and all((r / f"{second}.safetensors").is_file() for r in runs):
+            others = [{"which": second, "epoch": int(_chosen(r, records[i], second)["epoch"]), "metrics": _figures(
+                measured[i][2] if _same(r / f"{second}.safetensors", r / f"{which}.safetensors")
+                else measure(i, second)[2])} for i, r in enumerate(runs)]
         card = {
             "schema_version": SCHEMA_VERSION, "name": name, "summary": summary or f"network made by {own}",
             "source": source or "the user's own",
@@ -128,10 +132,11 @@ def describe_runs(runs: Sequence[Path], name: str, root: Path, *, weights: Path 
             "training": _describe_training(run, record, root, which, note),
             "quantisation": _describe_quantisation(run, record),
             "metrics": metrics,
-            "other_weights": other,
+            "other_weights": others and others[published],
             "runs": [] if len(runs) == 1 else [
                 {"seed": records[i]["seed"], "published": i == published, "initial": records[i]["initial"],
-                 "metrics": _figures(found)}
+                 "epochs_done": _epochs_done(runs[i], records[i]), "metrics": _figures(found),
+                 "other": others and others[i]}
                 for i, (_, _, found) in enumerate(measured)],
         }
         if weights is not None:
@@ -170,6 +175,9 @@ def _read_record(run: Path, name: str, which: str) -> dict:
             hint = "; give --which quantised for a network that was quantised without training"
         raise TrainingError(f"{run}: no folder of a training run ({first_line(e)}){hint}") from e
     record["initial"] = record.get("initial") or None
+    if "epochs" in record:
+        # Fields that the recipe of an older run lacks have their defaults.
+        record = Recipe("-", "-").as_dict() | record
     # A quantised network has a name of its own, beside that of the float network that it is made from.
     trained, network = network_of(record["network"]), network_of(name)
     if ":" not in trained and trained != network and not (
@@ -180,11 +188,16 @@ def _read_record(run: Path, name: str, which: str) -> dict:
     return record
 
 
+def _epochs_done(run: Path, record: dict) -> int | None:
+    """None where nothing was trained."""
+    return int(read_curve(run / "curves.csv")[-1]["epoch"]) if "epochs" in record else None
+
+
 def _check_unseen(record: dict, root: Path, samples: Dataset) -> None:
-    if record.get("dataset") and "validation" in record and (
-            seen := count_seen(with_earlier(record), root, samples)):
+    if seen := count_seen(recipes_of(record), root, samples):
         raise TrainingError(f"{seen} of the {len(samples)} images of {samples.name}, split {samples.split}, were "
-                            f"trained on: give --dataset {samples.name}:SPLIT with a split of others")
+                            "trained on, in this run or by what it began or learned from: give --dataset "
+                            f"{samples.name}:SPLIT with a split of others")
 
 
 def _check_alike(runs: Sequence[Path], records: Sequence[dict]) -> None:
@@ -215,6 +228,10 @@ def _copy_weights(source: Path, target: Path, half: bool) -> None:
     if target.stat().st_size > LARGEST:
         raise TrainingError(f"{source}: {target.stat().st_size:,} bytes, the zoo takes {LARGEST:,}"
                             + ("" if half else ": publish them as float16 by --half"))
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.stat().st_size == b.stat().st_size and sha256(a) == sha256(b)
 
 
 def _figures(metrics: dict) -> dict:
@@ -268,8 +285,9 @@ def _describe_training(run: Path, record: dict, root: Path, which: str, note: st
         "recipe": _published(record),
         "teacher": record.get("teacher"),
         "initial": record["initial"],
+        "earlier": earlier_trainings(recipes_of(record)[1:]),
         "note": note,
-        "epochs_done": int(curve[-1]["epoch"]),
+        "epochs_done": _epochs_done(run, record),
         "epoch_of_weights": int(chosen["epoch"]),
         "held_out_accuracy": {k: float(chosen[k]) for k in _FIGURES if chosen[k]},
         "final_loss": float(curve[-1]["loss"]),
@@ -382,7 +400,7 @@ def _render_other(card: dict) -> str:
     other = card.get("other_weights")
     if not other:
         return ""
-    title = {"best": "highest IoU on the held-out images", "last": "last epoch"}[other["which"]]
+    title = _WEIGHTS[other["which"]]
     rows = "".join(f"| {key} | " + " | ".join(_format(k, m[k]) for k in _FIGURES) + " |\n"
                    for key, m in other["metrics"].items())
     return (f"\n### Not published: {title} ({other['epoch']})\n| data | IoU | nIoU | Pd | Fa |\n|---|---|---|---|---|\n"
@@ -409,22 +427,35 @@ def _render_precision(card: dict) -> str:
 
 
 def _render_seeds(card: dict) -> str:
-    """Mean and standard deviation over the runs, and each run."""
+    """Mean and standard deviation over the runs, and each run, of the weights published and of the other ones."""
     runs = card.get("runs", [])
     if not runs:
         return ""
-    lines = ["", f"### Over {len(runs)} seeds", "| data | run | IoU | nIoU | Pd | Fa |", "|---|---|---|---|---|---|"]
-    for key in runs[0]["metrics"]:
-        values = {k: [run["metrics"][key][k] for run in runs] for k in _FIGURES}
-        for title, figure in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
-            lines.append(f"| {key} | {title} | " + " | ".join(_format(k, figure(v)) for k, v in values.items()) + " |")
-        lines += [f"| {key} | seed {run['seed']}{', published' if run['published'] else ''} | "
-                  + " | ".join(_format(k, run["metrics"][key][k]) for k in _FIGURES) + " |" for run in runs]
+    lines = []
+    for title, of_run in ((_WEIGHTS[card["weights"]["which"]], lambda run: run),
+                          *(((_WEIGHTS[runs[0]["other"]["which"]], lambda run: run["other"]),)
+                            if runs[0].get("other") else ())):
+        lines += ["", f"### Over {len(runs)} seeds, {title}", "| data | run | IoU | nIoU | Pd | Fa |",
+                  "|---|---|---|---|---|---|"]
+        for key in runs[0]["metrics"]:
+            found = [of_run(run)["metrics"][key] for run in runs]
+            for label, figure in (("mean", statistics.fmean), ("standard deviation", statistics.stdev)):
+                lines.append(f"| {key} | {label} | " + " | ".join(
+                    _format(k, figure([metrics[k] for metrics in found])) for k in _FIGURES) + " |")
+            lines += [f"| {key} | {_seed_of(run, card)} | " + " | ".join(_format(k, metrics[k]) for k in _FIGURES)
+                      + " |" for run, metrics in zip(runs, found, strict=True)]
     chosen = ("the run of the highest IoU on the held-out training images" if card["training"]["held_out"] else
               "the first run: none held images out")
     began = len({str(run.get("initial")) for run in runs}) > 1
     return "\n".join([*lines, "", f"Published is {chosen}."
                       + (" Each began from weights of its own." if began else ""), ""])
+
+
+def _seed_of(run: dict, card: dict) -> str:
+    """The seed of one of several runs; whether it is published, and where it did not end, its epochs."""
+    done, asked = run.get("epochs_done"), (card["training"] or {"recipe": {}})["recipe"].get("epochs")
+    unfinished = f", {done} of {asked} epochs" if done is not None and done < asked else ""
+    return f"seed {run['seed']}{', published' if run['published'] else ''}{unfinished}"
 
 
 def publish(card: dict, weights: Path, folder: Path = ZOO) -> list[Path]:
@@ -490,9 +521,13 @@ def main(runs, name, root, which, datasets, protocols, half, device, note, summa
             card = describe_runs(runs, name, root, weights=weights, which=which, datasets=datasets,
                                  protocols=protocols, note=note, half=half, device=device,
                                  summary=summary, source=source)
-            if (training := card["training"]) and training["epochs_done"] < training["recipe"]["epochs"]:
-                click.echo(f"warning: the published run has {training['epochs_done']} of "
-                           f"{training['recipe']['epochs']} epochs: go on with it by --resume first", err=True)
+            if training := card["training"]:
+                done = {run["seed"]: run["epochs_done"] for run in card["runs"]} or {
+                    training["recipe"]["seed"]: training["epochs_done"]}
+                for seed, epochs in done.items():
+                    if epochs < training["recipe"]["epochs"]:
+                        click.echo(f"warning: the run of seed {seed} has {epochs} of {training['recipe']['epochs']} "
+                                   "epochs: go on with it by --resume first", err=True)
             for path in publish(card, weights, out):
                 click.echo(path)
     except (ValueError, OSError) as e:

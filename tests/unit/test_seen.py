@@ -2,7 +2,7 @@ import json
 
 from irstd_edge import zoo
 from irstd_edge.data import Dataset
-from irstd_edge.training.seen import count_seen, names_trained_on, training_recipes
+from irstd_edge.training.seen import count_seen, earlier_trainings, names_trained_on, training_recipes
 from irstd_edge.zoo import zoo_card, zoo_weights
 
 
@@ -68,7 +68,7 @@ def test_recipes_of_earlier_stages_are_those_of_the_weights_they_left(tmp_path, 
     monkeypatch.setattr(zoo, "ZOO", tmp_path)
     for digest, dataset, initial in (("1", "A", None), ("2", "B", {"sha256": "1"}), ("3", "C", {"sha256": "other"})):
         write(tmp_path / f"n@{dataset}.json", json.dumps({"weights": {"sha256": digest}, "training": {
-            "recipe": {"dataset": dataset}, "initial": initial}}))
+            "recipe": {"dataset": dataset, "validation": 0.0}, "initial": initial}}))
     write(tmp_path / "n.json", json.dumps({"weights": {"sha256": "4"}, "training": None}))
 
     def sets(recipes):
@@ -76,5 +76,21 @@ def test_recipes_of_earlier_stages_are_those_of_the_weights_they_left(tmp_path, 
 
     assert sets(training_recipes(None, "2")) == ["B", "A"]
     assert sets(training_recipes(None, "3")) == ["C"] and training_recipes(None, "4") == []
-    write(tmp_path / "run" / "recipe.json", json.dumps({"dataset": "D", "initial": {"sha256": "2"}}))
+    write(tmp_path / "run" / "recipe.json", json.dumps(
+        {"dataset": "D", "validation": 0.0, "initial": {"sha256": "2"}}))
     assert sets(training_recipes(tmp_path / "run" / "last.safetensors", None)) == ["D", "B", "A"]
+    # A network that was quantised; a student; and records that tell it all themselves.
+    write(tmp_path / "low" / "quantisation.json", json.dumps({"checkpoint_sha256": "2", "images": []}))
+    assert sets(training_recipes(tmp_path / "low" / "quantised.safetensors", None)) == ["B", "A"]
+    write(tmp_path / "run" / "recipe.json", json.dumps(
+        {"dataset": "E", "validation": 0.0, "initial": None, "teacher": {"sha256": "1"}}))
+    assert sets(training_recipes(tmp_path / "run" / "last.safetensors", None)) == ["E", "A"]
+    write(tmp_path / "run" / "recipe.json", json.dumps(
+        {"dataset": "F", "validation": 0.0, "initial": {"sha256": "2"}, "earlier": [{"dataset": "G"}]}))
+    assert sets(training_recipes(tmp_path / "run" / "last.safetensors", None)) == ["F", "G"]
+
+
+def test_of_earlier_trainings_a_record_keeps_what_tells_their_images_once():
+    first = {"network": "n", "dataset": "A", "validation": 0.1, "epochs": 3, "seed": 1}
+    kept = {"network": "n", "dataset": "A", "validation": 0.1}
+    assert earlier_trainings([first, first | {"seed": 2}, kept | {"dataset": "B"}]) == [kept, kept | {"dataset": "B"}]

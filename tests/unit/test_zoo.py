@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import click
@@ -13,15 +14,20 @@ from irstd_edge import cli, errors
 from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import CheckpointError, form_of, initial_weights, load_network
 from irstd_edge.complexity import count_parameters
-from irstd_edge.data import DataError
+from irstd_edge.data import DataError, Dataset
 from irstd_edge.models.registry import MODELS, get_model
 from irstd_edge.nn.quant import QuantConv2d
 from irstd_edge.training.loop import TrainingError, train
 from irstd_edge.training.recipe import Distill, Recipe
+from irstd_edge.training.seen import count_seen, training_recipes
 from irstd_edge.zoo import ZOO, network_of, results, zoo_card, zoo_names, zoo_weights
 from irstd_edge.zoo.card import describe_precision, describe_runs, main, publish, render
 
 RECIPE = Recipe("biisnet", "Synthetic", epochs=2, batch=4, crop=32, validation=0.2, validate_every=1)
+
+
+def invoke(*args) -> None:
+    assert cli.main([str(a) for a in args]) == 0
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def test_an_unfinished_run_is_described_as_such(run, synthetic, tmp_path, capsys
     assert (training["epochs_done"], training["epoch_of_weights"], training["seconds"] >= 1) == (3, 2, True)
     main([str(run), "--name", "biisnet", "--root", str(synthetic), "--out", str(tmp_path / "zoo"), "--which", "last"],
          standalone_mode=False)
-    assert "warning: the published run has 3 of 9 epochs" in capsys.readouterr().err
+    assert "warning: the run of seed 42 has 3 of 9 epochs" in capsys.readouterr().err
 
 
 def test_a_run_may_go_by_another_name_of_its_network(run, synthetic, monkeypatch):
@@ -121,6 +127,32 @@ def test_seeds_are_told_with_their_spread(run, synthetic, tmp_path, capsys, monk
         describe_runs([run, other], "biisnet", synthetic)
 
 
+def test_of_several_seeds_best_and_last_are_told_and_none_that_did_not_end_is_taken_for_a_whole_one(
+        run, synthetic, tmp_path, capsys):
+    other = train(replace(RECIPE, seed=7), synthetic, tmp_path / "other")
+    rows = (other / "curves.csv").read_text().splitlines()
+    (other / "curves.csv").write_text("\n".join(rows[:-1]) + "\n")
+    # A run that was begun before its recipe had a field is of that field's default.
+    record = json.loads((other / "recipe.json").read_text())
+    del record["scale"]
+    (other / "recipe.json").write_text(json.dumps(record))
+    main([str(run), str(other), "--name", "biisnet", "--root", str(synthetic), "--out", str(tmp_path / "zoo")],
+         standalone_mode=False)
+    assert "warning: the run of seed 7 has 1 of 2 epochs" in capsys.readouterr().err
+    card, words = (json.loads((tmp_path / "zoo/biisnet.json").read_text()), (tmp_path / "zoo/biisnet.md").read_text())
+    assert ([r["epochs_done"] for r in card["runs"]] == [2, 1] and "seed 7, published, 1 of 2 epochs" in words) or \
+        "seed 7, 1 of 2 epochs" in words
+    last = describe_runs([other], "biisnet", synthetic, which="last")["metrics"]["Synthetic"]
+    told = card["runs"][1]["other"]
+    assert told["which"] == "last" and all(told["metrics"]["Synthetic"][k] == last[k] for k in ("iou", "pd"))
+    assert "Over 2 seeds, highest IoU on the held-out images" in words and "Over 2 seeds, last epoch" in words
+    a, b = (r["other"]["metrics"]["Synthetic"]["niou"] for r in card["runs"])
+    assert f"{(a + b) / 2:.4f} | " in words.partition("last epoch")[2]
+    (other / "last.safetensors").unlink()
+    one = describe_runs([run, other], "biisnet", synthetic)
+    assert one["other_weights"] is None and one["runs"][0]["other"] is None
+
+
 def test_seeds_that_held_nothing_out_publish_the_first_and_may_each_begin_from_other_weights(synthetic, tmp_path):
     recipe = replace(RECIPE, network="biisnet-float", epochs=1, validation=0.0)
     runs = []
@@ -136,8 +168,8 @@ def test_seeds_that_held_nothing_out_publish_the_first_and_may_each_begin_from_o
 
 
 def test_a_card_is_not_made_of_images_that_were_trained_on(run, synthetic):
-    with pytest.raises(TrainingError, match=r"8 of the 10 images of Synthetic, split train, were trained on: give "
-                                            r"--dataset Synthetic:SPLIT"):
+    with pytest.raises(TrainingError, match=r"8 of the 10 images of Synthetic, split train, were trained on, in "
+                                            r"this run or .*: give --dataset Synthetic:SPLIT"):
         describe_runs([run], "biisnet", synthetic, datasets=["Synthetic:train"])
     index = synthetic / "Synthetic" / "img_idx" / "mixed.txt"
     index.write_text("4\n10\n")  # held out of training, and to test
@@ -295,6 +327,41 @@ def test_a_card_tells_what_its_training_began_from(run, synthetic, tmp_path):
         describe_runs([tmp_path / "on", run], "biisnet", synthetic)
 
 
+def test_no_card_is_made_of_images_that_an_earlier_training_or_a_teacher_saw(run, synthetic, tmp_path):
+    """Whatever led to the weights: a stage before, float weights that were quantised, a teacher."""
+    index = synthetic / "Synthetic" / "img_idx"
+    (index / "all.txt").write_text((index / "train_Synthetic.txt").read_text()
+                                   + (index / "test_Synthetic.txt").read_text())
+    whole = replace(RECIPE, network="biisnet-float", dataset="Synthetic:all", validation=0.0, epochs=1)
+    first = train(whole, synthetic, tmp_path / "first") / "last.safetensors"
+    recipe = replace(whole, dataset="Synthetic", seed=1)
+    second = train(recipe, synthetic, tmp_path / "second", initial=initial_weights("biisnet-float", first))
+    third = train(recipe, synthetic, tmp_path / "third",
+                  initial=initial_weights("biisnet-float", second / "last.safetensors"))
+    table = Distill("biisnet-float", ("bottleneck.0=bottleneck.0",), checkpoint=str(first))
+    taught = train(replace(recipe, distill=table), synthetic, tmp_path / "taught")
+    images = synthetic / "Synthetic" / "images"
+    quantised = tmp_path / "quantised"
+    invoke("quantize", "biisnet-float", "--checkpoint", first, "--calibrate", images, "--images", 2, "--out", quantised)
+    (tmp_path / "qat.toml").write_text('network = "biisnet-float"\ndataset = "Synthetic"\nbatch = 4\ncrop = 32\n'
+                                       "epochs = 1\nvalidation = 0\n")
+    low = tmp_path / "low"
+    shutil.copytree(quantised, low)
+    invoke("quantize", "--train", tmp_path / "qat.toml", "--resume", "--root", synthetic, "--out", low)
+    for folder, which in ((second, "last"), (third, "last"), (taught, "last"), (quantised, "quantised"),
+                          (low, "last")):
+        with pytest.raises(TrainingError, match="10 of the 10 images of Synthetic, split test, were trained on"):
+            describe_runs([folder], "biisnet-float", synthetic, which=which, datasets=["Synthetic"])
+        recipes = training_recipes(folder / f"{which}.safetensors", None)
+        assert count_seen(recipes, synthetic, Dataset(synthetic, "Synthetic", "test")) == 10
+    own = train(replace(recipe, seed=5), synthetic, tmp_path / "own", initial=initial_weights(
+        "biisnet-float", train(recipe, synthetic, tmp_path / "clean") / "last.safetensors"))
+    assert describe_runs([own], "biisnet-float", synthetic, which="last")["training"]["earlier"] == [
+        {"network": "biisnet-float", "dataset": "Synthetic", "validation": 0.0}]
+    with pytest.raises(TrainingError, match="were trained on"):  # of several runs each is looked at
+        describe_runs([own, second], "biisnet-float", synthetic, which="last")
+
+
 def test_best_and_last_are_both_told(run, synthetic):
     last = describe_runs([run], "biisnet", synthetic, which="last")
     best = describe_runs([run], "biisnet", synthetic)
@@ -351,17 +418,17 @@ def test_the_page_of_results_is_up_to_date():
 
 def test_networks_that_are_measured_but_not_shipped_have_rows_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "MEASURED", tmp_path)
-    row = f"| `acm` | {results.NUDT} |  | "
+    row = f"| `dnanet` | {results.NUDT} |  | "
     assert row + "- | - | - | - | - |" in results.tables()
-    card = zoo_card("acm")
+    card = zoo_card("dnanet")
     card["metrics"] = {results.NUDT: card["metrics"][results.NUAA] | {"iou": 0.4321}}
     card["training"]["datasets"] = {results.NUDT: 663}
     (tmp_path / results.NUDT).mkdir()
-    (tmp_path / results.NUDT / "acm.json").write_text(json.dumps(card))
+    (tmp_path / results.NUDT / "dnanet.json").write_text(json.dumps(card))
     lines = results.tables().splitlines()
     found = [line for line in lines if line.startswith(row)]
     assert len(found) == 1 and "| 0.4321 |" in found[0] and found[0].endswith("epochs; not in the zoo |")
-    shipped = [line for line in lines if line.startswith(f"| `acm` | {results.NUAA} |  | ")]
+    shipped = [line for line in lines if line.startswith(f"| `dnanet` | {results.NUAA} |  | ")]
     assert len(shipped) == 1 and "not in the zoo" not in shipped[0]
 
 
@@ -375,7 +442,8 @@ def test_the_commands_of_the_results_are_those_of_the_cards():
     recipe, shipped = Recipe.find(options["--train"]).as_dict(), card["training"]["recipe"]
     assert recipe.pop("learning_rate") / 10 == pytest.approx(shipped["learning_rate"])
     assert f"--seed {shipped['seed']}" in row.commands[0] and recipe.pop("seed") is not None
-    assert {k: shipped[k] for k in recipe} == recipe
+    # Fields that recipes had not yet when it was trained have their defaults.
+    assert {k: (Recipe("-", "-").as_dict() | shipped)[k] for k in recipe} == recipe
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(c for row in results.ROWS for c in row.commands))

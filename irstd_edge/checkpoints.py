@@ -122,7 +122,11 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     groups = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("not finite", broken))
     problems = [f"{len(found)} {what} ({_first(found)})" for what, found in groups if found]
     if problems:
-        raise CheckpointError(f"the checkpoint does not fit {type(network).__name__}: {'; '.join(problems)}")
+        error = CheckpointError(f"the checkpoint does not fit {type(network).__name__}: {'; '.join(problems)}")
+        for what, found in groups:
+            if len(found) > _SHOWN:
+                error.add_note("\n".join([f"{what}:", *(f"  {name}" for name in found)]))
+        raise error
     network.load_state_dict(dict(tensors), strict=False)
 
 

@@ -71,8 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"irstd-edge: {e}", file=sys.stderr)
         return code
     except (ValueError, OSError) as e:
-        # Every error of ours that a user can cause is a ValueError whose message is one line with the way out.
-        print(f"irstd-edge: {e}", file=sys.stderr)
+        # Every error of ours that a user can cause is a ValueError whose message is one line with the way out; what may
+        # be looked up besides, such as a long list of keys, follows.
+        print("\n".join([f"irstd-edge: {e}", *errors.details(e)]), file=sys.stderr)
         return errors.USAGE
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+#: Masks of NUAA-SIRST are called X_pixels0.png where its authors publish it, X.png elsewhere.
+OFFICIAL_MASK = "_pixels0"
 #: Networks see sizes that are multiples of this (protocol ``basicirstd``).
 PAD_MULTIPLE = 32
 #: Evaluation protocols, the default first; see :func:`to_protocol`.
@@ -144,7 +146,7 @@ class Dataset:
             hint = f"; get it from {DATASETS[name].source}" if name in DATASETS else ""
             raise DataError(f"{own}: no such file; expected {root}/{name}/{{images,masks,img_idx}}{hint}")
         try:
-            self.names = index.read_text().split()
+            self.names = [name for line in index.read_text().splitlines() if (name := line.strip())]
         except (OSError, UnicodeDecodeError) as e:
             raise DataError(f"{index}: cannot be read as names of images, one a line ({e})") from e
         if not self.names:
@@ -172,10 +174,11 @@ class Dataset:
         return self._find("images", self.names[index])
 
     def _find(self, kind: str, name: str) -> Path:
-        for suffix in IMAGE_SUFFIXES:
-            path = self.folder / kind / (name + suffix)
-            if path.is_file():
-                return path
+        for ending in ("", OFFICIAL_MASK) if kind == "masks" else ("",):
+            for suffix in IMAGE_SUFFIXES:
+                path = self.folder / kind / (name + ending + suffix)
+                if path.is_file():
+                    return path
         raise DataError(f"{self.folder}/{kind}/{name}.png: no such file, but the index names it")
 
     @property

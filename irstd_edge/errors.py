@@ -15,6 +15,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def details(error: BaseException | None) -> list[str]:
+    """The notes (PEP 678) of an error and of those that led to it: what is too long for its line."""
+    return [] if error is None else [*getattr(error, "__notes__", ()), *details(error.__cause__)]
+
+
 class UnsupportedError(ValueError):
     """A layer, operator or target that is not supported; the message names it and the nearest that is. Exit 3."""
 

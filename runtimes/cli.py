@@ -106,7 +106,10 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         raise click.UsageError("--roc, --worst and --split need --dataset NAME --root DIR")
     if split and ":" in dataset:
         raise click.UsageError(f"--dataset {dataset} names a split already: leave out --split {split}")
-    for file in filter(None, (roc_file, worst_file)):
+    plot = roc_file and roc_file.with_suffix(".png")
+    if plot and worst_file and plot.absolute() == worst_file.absolute():
+        raise click.UsageError(f"--roc {roc_file} draws its plot into {plot}: give --worst another name")
+    for file in filter(None, (roc_file, plot, worst_file)):
         check_writable(file)
     if worst_file:
         _check_picture(worst_file)
@@ -151,7 +154,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
     if sweep:
         rows = sweep.rows()
         write_csv(roc_file, rows)
-        review.plot_sweep(rows, threshold, f"{name}, {samples.name} {samples.split}", roc_file.with_suffix(".png"))
+        review.plot_sweep(rows, threshold, f"{name}, {samples.name} {samples.split}", plot)
     if worst:
         report["worst"] = [{"image": c.name, "iou": c.iou} for c in worst.cases]
         _save_picture(review.worst_sheet(worst.cases), worst_file)

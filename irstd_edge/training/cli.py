@@ -158,7 +158,7 @@ def _train(recipes, root, out, resume, device, precision, threads, compile_netwo
 
     from irstd_edge.checkpoints import initial_weights
     from irstd_edge.plots import require_matplotlib
-    from irstd_edge.training.loop import Run
+    from irstd_edge.training.loop import Run, holds_run
 
     began = monotonic()
     given = {"network": network, "dataset": dataset, "epochs": epochs}
@@ -169,13 +169,34 @@ def _train(recipes, root, out, resume, device, precision, threads, compile_netwo
     require_matplotlib()
     prepare_training(device, threads)
     cache: dict = {}
+    # Of several runs some may not have begun: one of them failed then, or a seed is new.
+    begun = [folder for *_, folder in planned if holds_run(folder)]
 
     def make(recipe, folder, own_device) -> Run:
         start = initial and initial_weights(recipe.network, initial, allow_pickle, from_layout)
-        return Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
-                   resume=resume, initial=start, allow_pickle=allow_pickle, cache=cache)
+        run = Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
+                  resume=resume and (not begun or folder in begun), initial=start, allow_pickle=allow_pickle,
+                  cache=cache)
+        _warn_of_teacher(run, root)
+        return run
 
     train_runs(planned, make, device, minutes, began, json_file)
+
+
+def _warn_of_teacher(run, root: Path) -> None:
+    """Say where a teacher has seen test images: through it the student does, too."""
+    from irstd_edge.data import Dataset
+    from irstd_edge.training.seen import count_seen
+
+    for name in {reference.partition(":")[0] for reference in run.recipe.datasets}:
+        try:
+            test = Dataset(root, name, "test")
+        except DataError:
+            continue
+        if seen := count_seen(run.taught_by, root, test):
+            click.echo(f"warning: the teacher {run.recipe.distill.teacher} was trained on {seen} of the {len(test)} "
+                       f"images of the test split of {name}: no figure on that split will tell how the student does on "
+                       "others; give --teacher-checkpoint of one that was not", err=True)
 
 
 def plan_runs(recipes, seeds, out: Path) -> list[tuple]:
@@ -238,8 +259,8 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
             raise click.UsageError("torchrun shares one run among its processes: give one recipe and one seed")
         runs = [make(recipe, folder, own_device) for _, recipe, folder in planned]
         with _progress(visible=rank == 0) as progress:
-            tasks = {id(run): progress.add_task(name, total=run.recipe.epochs, completed=run.epoch, loss="",
-                                                accuracy="") for (name, *_), run in zip(planned, runs, strict=True)}
+            tasks = {id(run): progress.add_task(name, total=run.recipe.epochs, completed=run.epoch, loss="")
+                     for (name, *_), run in zip(planned, runs, strict=True)}
             drawn = dict.fromkeys(tasks, monotonic())
 
             def on_epoch(run, epoch) -> None:
@@ -253,11 +274,13 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
                 if epoch.accuracy is None:
                     return
                 a = epoch.accuracy
-                text = f"IoU {a.iou:.3f} nIoU {a.niou:.3f} Pd {a.pd:.3f} Fa {a.fa * 1e6:.1f}e-6"
-                progress.update(task, accuracy=text)
-                if not progress.console.is_terminal:
-                    print(f"{progress.tasks[task].description} epoch {epoch.epoch}/{run.recipe.epochs} "
-                          f"loss {epoch.loss:.4f} {text}", flush=True)
+                line = (f"{progress.tasks[task].description} epoch {epoch.epoch}/{run.recipe.epochs} "
+                        f"loss {epoch.loss:.4f} IoU {a.iou:.3f} nIoU {a.niou:.3f} Pd {a.pd:.3f} Fa {a.fa * 1e6:.1f}e-6")
+                # On a terminal above the bars, which would have no room for it; else where the output goes.
+                if progress.console.is_terminal:
+                    progress.console.print(line, highlight=False, soft_wrap=True)
+                else:
+                    print(line, flush=True)
 
             left = None if minutes is None else max(0, minutes - (monotonic() - began) / 60)
             try:
@@ -300,9 +323,10 @@ def _describe_run(name: str, run) -> dict:
 def _progress(visible: bool = True):
     from rich import progress as p
 
-    columns = (p.TextColumn("{task.description}"), p.BarColumn(20), p.MofNCompleteColumn(),
-               p.TextColumn("{task.fields[loss]}"), p.TextColumn("{task.fields[accuracy]}"), p.TimeElapsedColumn(),
-               p.TextColumn("ETA"), p.TimeRemainingColumn())
+    # With a name as long as resunet-spmix-nuaa-seed1 they fit into 80 columns.
+    columns = (p.TextColumn("{task.description}"), p.BarColumn(10), p.MofNCompleteColumn(),
+               p.TextColumn("{task.fields[loss]}"), p.TimeElapsedColumn(), p.TextColumn("ETA"),
+               p.TimeRemainingColumn())
     # The estimate looks back over 10 minutes: a validation every few epochs does not make it jump.
     return p.Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=600,
                       disable=not visible)

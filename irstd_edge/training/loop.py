@@ -233,7 +233,7 @@ class Run:
             multi_avg_fn=lambda a, c, _: _averaging(recipe.average)(a, c, int(self.average.n_averaged)))
         self._probe(supervised=objective is None)
         #: The recipes that a teacher was trained by.
-        self._taught_by: list[dict] = []
+        self.taught_by: list[dict] = []
         objective = self._recipe_objective(allow_pickle) if objective is None else objective
         self.objective = objective.to(device)
         self._step = step = _Step(self.network, self.objective, compile_network)
@@ -404,13 +404,13 @@ class Run:
             torch.manual_seed(recipe.seed)
             teacher = load_teacher(recipe.distill, self.normalisation, allow_pickle)
             checkpoint = recipe.distill.checkpoint
-            self._taught_by = training_recipes(Path(checkpoint) if checkpoint else None, teacher.checkpoint_sha256)
+            self.taught_by = training_recipes(Path(checkpoint) if checkpoint else None, teacher.checkpoint_sha256)
             return Distillation(recipe.distill, teacher, self.network, self.normalisation, recipe.loss, recipe.crop)
 
     def _write_record(self, initial: InitialWeights | None, facts: dict) -> None:
         began = initial and initial.record
         earlier = [*(training_recipes(Path(initial.checkpoint), began["sha256"]) if initial else ()),
-                   *facts.get("earlier", ()), *self._taught_by]
+                   *facts.get("earlier", ()), *self.taught_by]
         record = self.recipe.as_dict() | {
             "normalisation": self.normalisation.__dict__, "held_out": self.held, "images": len(self.samples),
             "initial": began, "precision": self.precision, "processes": self.ranks,

@@ -71,10 +71,7 @@ ROWS = (
     Row("sformer", (_official(_MDPNET[0]),), datasets=(f"{_OFFICIAL}/test",)),
     Row("mdpnet", _MDPNET, {NUDT: "nIoU 0.7510, Pd 0.9788", IRSTD: "IoU 0.63"}, (NUDT, IRSTD)),
     Row("resunet-one", (
-        f"irstd-edge distill resunet-nuaa --student resunet-one --teacher resunet-three "
-        f"--teacher-checkpoint {_TEACHER} --features conv4_0=conv4_0 --features conv2_2=conv2_2 "
-        "--features conv1_3=conv1_3 --features conv0_4=conv0_4 "
-        f"{_OPTIONS}resunet-one",
+        f"irstd-edge distill resunet-one-msa-nuaa --teacher-checkpoint {_TEACHER} {_OPTIONS}resunet-one",
     ), _everywhere("IoU within 0.005 of resunet-three, 1/4 of its MACs or less; 0.015 above the plain student")),
     Row("resunet-spmix", (
         f"irstd-edge quantize resunet --checkpoint {_RESUNET} --spm --max-weight-bits 2.25 --train resunet-spmix-nuaa "

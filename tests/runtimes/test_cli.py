@@ -364,6 +364,7 @@ def test_evaluate_wrong_arguments(bundle, tmp_path, capsys):
         ((bundle, *named, "--split", "absent/val"), "absent/val.txt: no such file"),
         ((bundle, *named, "--roc", tmp_path / "roc.png"), "name the CSV"),
         ((bundle, *named, "--worst", tmp_path / "worst.xyz"), "no picture format"),
+        ((bundle, *named, "--roc", tmp_path / "a.csv", "--worst", tmp_path / "a.png"), "give --worst another name"),
         ((bundle, "--clips", tmp_path, "--roc", tmp_path / "roc.csv"), "--roc, --worst and --split need --dataset"),
         ((bundle, "--clips", tmp_path, "--split", "test"), "--roc, --worst and --split need --dataset"),
         ((bundle, "--dataset", "SET:test", "--root", named[-1], "--split", "train"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from irstd_edge import checkpoints, zoo
+from irstd_edge import checkpoints, cli, errors, zoo
 from irstd_edge.bundle import sha256
 from irstd_edge.checkpoints import (
     CheckpointError,
@@ -23,7 +23,7 @@ from irstd_edge.checkpoints import (
     save_weights,
 )
 from irstd_edge.data import Normalisation
-from irstd_edge.errors import UnsupportedError
+from irstd_edge.errors import UnsupportedError, details
 from irstd_edge.models.registry import UnknownModelError
 from irstd_edge.nn.convert import Conversion, QuantLayer, convert
 from irstd_edge.training.distillation import load_teacher
@@ -132,8 +132,20 @@ def test_wrong_keys_shapes_and_values_are_named_and_change_nothing():
     for part in ("1 missing (a.bias)", "2 unexpected (b, c)", "a.weight [3, 2], network [2, 2]", "1 not finite (c)"):
         assert part in message
     assert same(net.state_dict(), before)
-    with pytest.raises(CheckpointError, match=r"9 unexpected \(x0, x1, x2, x3, \.\.\.\)"):
+    with pytest.raises(CheckpointError, match=r"9 unexpected \(x0, x1, x2, x3, \.\.\.\)") as e:
         load_weights(net, tensors() | {f"x{i}": torch.ones(1) for i in range(9)})
+    assert details(e.value) == ["\n".join(["unexpected:", *(f"  x{i}" for i in range(9))])]
+
+
+def test_all_keys_that_do_not_fit_are_listed_below_the_line(synthetic, tmp_path, capsys):
+    path = tmp_path / "part.safetensors"
+    save_file({"stem.weight": torch.ones(1)}, path)
+    assert cli.main(["evaluate", "resunet-one", "--checkpoint", str(path), "--mean", "0", "--std", "1", "--dataset",
+                     "Synthetic", "--root", str(synthetic)]) == errors.USAGE
+    lines = capsys.readouterr().err.splitlines()
+    keys = [k for k in build_network("resunet-one").state_dict() if not k.endswith("num_batches_tracked")]
+    assert lines[-len(keys) - 1:] == ["missing:", *(f"  {key}" for key in keys)]
+    assert f"{path}: " in lines[-len(keys) - 2] and f"{len(keys)} missing" in lines[-len(keys) - 2]
 
 
 def test_weights_are_loaded_without_counters_and_under_a_networks_own_prefix():
@@ -267,7 +279,8 @@ def test_weights_for_one_data_set_go_by_its_name(tmp_path, monkeypatch):
         save_file({k: torch.full_like(v, place) for k, v in build_network("biisnet-float").state_dict().items()},
                   tmp_path / f"{name}.safetensors")
         (tmp_path / f"{name}.json").write_text(json.dumps({
-            "normalisation": {"mean": place, "std": 4.0}, "training": {"recipe": {"dataset": name}, "initial": None},
+            "normalisation": {"mean": place, "std": 4.0}, "training": {
+                    "recipe": {"dataset": name, "validation": 0.0}, "initial": None},
             "weights": {"sha256": sha256(tmp_path / f"{name}.safetensors")}}))
     assert zoo.zoo_names("biisnet-float") == ["biisnet-float", "biisnet-float@Toy"] and not zoo.zoo_names("biisnet")
     for place, name in enumerate(("biisnet-float@Toy", "biisnet-float")):

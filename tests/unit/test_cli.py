@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import subprocess
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from irstd_edge import cli, errors
 from irstd_edge.bundle import sha256
@@ -15,7 +18,7 @@ from irstd_edge.complexity import measure_complexity
 from irstd_edge.data import DATASETS
 from irstd_edge.models.cli import describe_models
 from irstd_edge.models.registry import MODELS, get_model
-from irstd_edge.training.cli import _describe_run
+from irstd_edge.training.cli import _describe_run, _progress
 from irstd_edge.training.loop import read_curve
 from irstd_edge.training.recipe import Recipe
 from irstd_edge.zoo import zoo_names, zoo_weights
@@ -153,6 +156,31 @@ def test_an_interrupted_training_says_from_where_it_goes_on(synthetic, tmp_path,
     assert [row["epoch"] for row in read_curve(out / "curves.csv")] == ["1", "2", "3", "4", "5"]
 
 
+def test_of_several_runs_those_that_could_not_begin_begin_when_the_others_go_on(synthetic, tmp_path, capsys):
+    good, other = (tmp_path / f"{name}.toml" for name in ("good", "other"))
+    good.write_text(RECIPE)
+    other.write_text(RECIPE.replace("crop = 32", "crop = 33"))
+    call = ["train", str(good), str(other), "--root", str(synthetic), "--out", str(tmp_path / "runs"), "--epochs", "1"]
+    assert cli.main(call) == 3 and (tmp_path / "runs" / "good" / "resume.pt").exists()
+    other.write_text(RECIPE)
+    assert cli.main(call) == 2
+    assert "good holds a run already: go on with it by --resume" in capsys.readouterr().err
+    assert cli.main([*call, "--resume"]) == 0
+    for name in ("good", "other"):
+        assert len(read_curve(tmp_path / "runs" / name / "curves.csv")) == 1
+    call[call.index("--out") + 1] = str(tmp_path / "none")
+    assert cli.main([*call, "--resume"]) == 2
+    assert "holds no run to go on with: leave out --resume" in capsys.readouterr().err
+
+
+def test_progress_fits_into_a_terminal_of_80_columns():
+    with Progress(*_progress().columns, console=Console(width=80, force_terminal=True, file=io.StringIO())) as progress:
+        progress.add_task("resunet-spmix-nuaa-seed1", total=400, completed=123, loss="loss 0.1234")
+    shown = progress.console.file.getvalue()
+    assert "resunet-spmix-nuaa-seed1" in shown and "123/400" in shown and "loss 0.1234" in shown and "ETA" in shown
+    assert "…" not in shown
+
+
 def test_several_recipes_and_seeds_train_side_by_side(synthetic, tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / f"{name}.toml").write_text(RECIPE)
@@ -216,6 +244,22 @@ def test_distill(synthetic, tmp_path, capsys):
     assert record["network"] == "biisnet-float" and record["distill"] == {
         "teacher": "biisnet", "features": ["encoder1=encoder1"], "method": "semantic", "checkpoint": "",
         "from_layout": "", "weight": 0.5, "attention": 1.0}
+
+
+def test_a_teacher_that_knows_the_test_images_is_told_of(synthetic, tmp_path, capsys):
+    recipe, index = tmp_path / "tiny.toml", synthetic / "Synthetic" / "img_idx"
+    recipe.write_text(RECIPE.replace("biisnet", "biisnet-float"))
+    (index / "mixed.txt").write_text("0\n1\n2\n3\n10\n11\n12\n13\n")
+    call = ["--root", str(synthetic), "--epochs", "1", "--out"]
+    for name, dataset, told in (("mixed", "Synthetic:mixed", True), ("train", "Synthetic", False)):
+        teacher = tmp_path / name
+        assert cli.main(["train", str(recipe), "--dataset", dataset, *call, str(teacher)]) == 0
+        assert cli.main(["distill", str(recipe), *call, str(tmp_path / f"of {name}"), "--teacher", "biisnet-float",
+                         "--teacher-checkpoint", str(teacher / "best.safetensors"),
+                         "--features", "encoder1=encoder1"]) == 0
+        # Every fifth of eight is held out of the teacher's training.
+        warning = "was trained on 3 of the 10 images of the test split of Synthetic" if told else "warning"
+        assert (warning in capsys.readouterr().err) == told
 
 
 def test_a_public_checkpoint_teaches(synthetic, tmp_path, capsys):

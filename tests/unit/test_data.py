@@ -169,6 +169,19 @@ def test_dataset_reads_its_split(synthetic):
     assert check_dataset(synthetic, "Synthetic").problems == ()
 
 
+def test_masks_may_have_the_names_of_their_publisher_and_names_may_hold_spaces(synthetic):
+    folder = synthetic / "Synthetic"
+    (folder / "masks" / "0.png").rename(folder / "masks" / "0_pixels0.png")
+    for kind in ("images", "masks"):
+        (folder / kind / "1.png").rename(folder / kind / "one of many.png")
+    (folder / "img_idx" / "own.txt").write_text("0\n one of many \n\n2\n")
+    dataset = Dataset(synthetic, "Synthetic", "own")
+    assert dataset.names == ["0", "one of many", "2"] and all(sample.mask.any() for sample in dataset)
+    (folder / "images" / "2.png").rename(folder / "images" / "2_pixels0.png")
+    with pytest.raises(DataError, match=r"images/2\.png: no such file"):
+        dataset[2]
+
+
 def test_public_constants():
     info = DATASETS["NUAA-SIRST"]
     assert (info.train, info.test) == (213, 214)

@@ -116,7 +116,7 @@ def make_batch(samples: list[Sample], indices, recipe: Recipe, normalisation: No
             gain = np.exp(rng.uniform(-recipe.contrast, recipe.contrast))
             image = (image * gain + rng.uniform(-recipe.brightness, recipe.brightness)).astype(np.float32)
         zoom = np.exp(rng.uniform(-recipe.scale, recipe.scale)) if recipe.scale else 1.0
-        image, mask = random_crop(image, samples[i].mask, round(recipe.crop / zoom), rng)
+        image, mask = random_crop(image, samples[i].mask, round(recipe.crop / zoom), rng, recipe.targets)
         image, mask = resize(image, recipe.crop), resize(mask, recipe.crop)
         images.append(image)
         masks.append(mask / np.float32(255))

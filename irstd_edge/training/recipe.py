@@ -122,9 +122,10 @@ class Recipe:
     checkpoint by IoU; the test split is never looked at. ``average`` is the decay, per step, of the running average
     of the weights that is validated and saved; it is less in the first steps, so that the first weights are soon
     forgotten. ``dataset`` may name several, joined by ``+``: their training splits are put together and normalised
-    by the constants of the first; ``NAME*3`` takes a set three times an epoch. ``crop`` is in pixels; a normalised
-    image is multiplied by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added; a crop is enlarged, or
-    reduced, by exp(U(-scale, scale)). In the last ``fixed_norm`` of the epochs batch normalisation takes the averaged
+    by the constants of the first; ``NAME*3`` takes a set three times an epoch. ``crop`` is in pixels; ``targets`` is
+    the share of crops that are placed on a target, the others are drawn from all places; a normalised image is
+    multiplied by exp(U(-contrast, contrast)) and U(-brightness, brightness) is added; a crop is enlarged, or reduced,
+    by exp(U(-scale, scale)). In the last ``fixed_norm`` of the epochs batch normalisation takes the averaged
     statistics, as it will at inference, not those of the batch.
 
     ``dataset`` may name a split file too, as ``NAME:idx_427/trainval``. ``schedule`` is ``cosine`` (half a period over
@@ -139,6 +140,7 @@ class Recipe:
     epochs: int = 400
     batch: int = 16
     crop: int = 128
+    targets: float = 0.5
     loss: str = "soft_iou"
     optimizer: str = "adam"
     weight_decay: float = 0.0
@@ -175,7 +177,7 @@ class Recipe:
         for name in ("contrast", "brightness", "seed", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("scale", "fixed_norm"):
+        for name in ("targets", "scale", "fixed_norm"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("average", "validation"):

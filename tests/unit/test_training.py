@@ -220,6 +220,20 @@ def test_crops_of_other_scales_show_larger_and_smaller_targets():
     assert min(whole) < 100 * np.exp(-0.7)
 
 
+def test_the_share_of_crops_that_hold_a_target_is_as_asked():
+    mask = np.zeros((320, 320), np.uint8)
+    mask[150:153, 150:153] = 255
+    samples = [Sample("a", mask.astype(np.float32), mask)]
+
+    def share(targets: float) -> float:
+        _, crops = make_batch(samples, [0] * 400, replace(TINY, crop=32, targets=targets), Normalisation(0, 255),
+                              np.random.default_rng(0))
+        return float((crops.amax((1, 2, 3)) > 0).float().mean())
+
+    # A crop that is drawn from all places meets the 3 x 3 target in (34 / 305)^2 of cases, 1.2 %.
+    assert share(0.0) < 0.05 and share(1.0) == 1 and share(0.5) == pytest.approx(0.506, abs=0.08)
+
+
 def test_batch_normalisation_takes_its_averaged_statistics_in_the_last_epochs(synthetic, tmp_path):
     recipe = replace(TINY, epochs=4, validation=0.0, fixed_norm=0.5)
     run = Run(recipe, synthetic, tmp_path / "whole")
@@ -558,6 +572,7 @@ def test_shipped_recipes_are_valid(path):
     ('network = "biisnet"\ndataset = "A"\naverage = 1.0', r"average must be in \[0, 1\)"),
     ('network = "biisnet"\ndataset = "A"\nvalidation = -0.1', r"validation must be in \[0, 1\)"),
     ('network = "biisnet"\ndataset = "A"\ncontrast = -0.1', "contrast must not be negative"),
+    ('network = "biisnet"\ndataset = "A"\ntargets = 1.1', r"targets must be in \[0, 1\]"),
     ('network = "biisnet"\ndataset = "A"\nfixed_norm = -0.1', r"fixed_norm must be in \[0, 1\]"),
     ('network = "biisnet"\ndataset = "A"\nscale = 1.5', r"scale must be in \[0, 1\]"),
     ('network = "biisnet"\ndataset = "A"\nseed = -1', "seed must not be negative"),

@@ -188,7 +188,7 @@ def _warn_of_teacher(run, root: Path) -> None:
     from irstd_edge.data import Dataset
     from irstd_edge.training.seen import count_seen
 
-    for name in {reference.partition(":")[0] for reference in run.recipe.datasets}:
+    for name in {reference.partition(":")[0] for reference in run.recipe.datasets} if run.rank == 0 else ():
         try:
             test = Dataset(root, name, "test")
         except DataError:

@@ -182,7 +182,7 @@ def _read_record(run: Path, name: str, which: str) -> dict:
     trained, network = network_of(record["network"]), network_of(name)
     if ":" not in trained and trained != network and not (
             trained in MODELS and MODELS[trained].factory is get_model(network).factory):
-        raise TrainingError(f"{run}: trains {trained}, not {network}")
+        raise TrainingError(f"{run}: trains {trained}, not {network}: give --name {trained}")
     if name != network and [*parse_datasets(record.get("dataset") or "?")] != [name.partition("@")[2]]:
         raise TrainingError(f"{run}: is of {record.get('dataset')}: name its weights so, or {network}")
     return record

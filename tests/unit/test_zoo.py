@@ -79,7 +79,7 @@ def test_wrong_runs_are_refused(run, synthetic, tmp_path):
         describe_runs([tmp_path / "absent"], "biisnet", synthetic)
     with pytest.raises(TrainingError, match=r"no folder of irstd-edge quantize .*; leave out --which"):
         describe_runs([run], "biisnet", synthetic, which="quantised")
-    with pytest.raises(TrainingError, match="trains biisnet, not biisnet-float"):
+    with pytest.raises(TrainingError, match="trains biisnet, not biisnet-float: give --name biisnet"):
         describe_runs([run], "biisnet-float", synthetic)
     (run / "last.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"no last\.safetensors"):

@@ -177,7 +177,8 @@ def _train(recipes, root, out, resume, device, precision, threads, compile_netwo
         run = Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                   resume=resume and (not begun or folder in begun), initial=start, allow_pickle=allow_pickle,
                   cache=cache)
-        _warn_of_teacher(run, root)
+        if run.taught_by and run.rank == 0:
+            _warn_of_teacher(run, root)
         return run
 
     train_runs(planned, make, device, minutes, began, json_file)
@@ -188,7 +189,7 @@ def _warn_of_teacher(run, root: Path) -> None:
     from irstd_edge.data import Dataset
     from irstd_edge.training.seen import count_seen
 
-    for name in {reference.partition(":")[0] for reference in run.recipe.datasets} if run.rank == 0 else ():
+    for name in dict.fromkeys(reference.partition(":")[0] for reference in run.recipe.datasets):
         try:
             test = Dataset(root, name, "test")
         except DataError:

@@ -41,8 +41,9 @@ from irstd_edge.zoo import ZOO, network_of
 SCHEMA_VERSION = 2
 #: Weights of the zoo are no larger, bytes.
 LARGEST = 12_000_000
-WHICH = ("best", "last", "quantised")
+#: The weights that a run leaves, and what cards call them.
 _WEIGHTS = {"best": "highest IoU on the held-out images", "last": "last epoch", "quantised": "as calibrated"}
+WHICH = tuple(_WEIGHTS)
 #: Of a trained network the card tells the figures of both, published or not.
 _OTHER = {"best": "last", "last": "best"}
 #: What the quantiser leaves beside its weights.
@@ -363,8 +364,8 @@ def _render_training(card: dict) -> str:
         return f"\n## Training\nNone: quantised after training.\n\n{digest}\n"
     distill = t["recipe"].get("distill")
     recipe = ", ".join(f"{k} {v}" for k, v in t["recipe"].items() if k not in ("network", "dataset", "distill"))
-    which = {"best": f"highest IoU on the held-out images (epoch {t['epoch_of_weights']})",
-             "last": f"last epoch ({t['epoch_of_weights']})"}[w["which"]]
+    epoch = {"best": "epoch {}", "last": "{}"}[w["which"]].format(t["epoch_of_weights"])
+    which = f"{_WEIGHTS[w['which']]} ({epoch})"
     held_out = "; ".join(f"{_LABELS[k]} {_format(k, v)}" for k, v in t["held_out_accuracy"].items())
     taught = ""
     if distill:

@@ -39,8 +39,9 @@ from irstd_edge.training.quantisation import (
 from irstd_edge.training.quantise_cli import quantize
 from irstd_edge.training.recipe import Recipe
 
-RECIPE = Recipe("small", "Synthetic", epochs=30, batch=5, crop=32, learning_rate=1e-2, average=0.8, validation=0.0,
-                validate_every=30)
+#: At so low a rate every processor trains the same network; at a high one the order of its sums decides.
+RECIPE = Recipe("small", "Synthetic", epochs=60, batch=5, crop=32, learning_rate=1e-3, average=0.8, validation=0.0,
+                validate_every=60)
 
 
 def source_of(network):
@@ -132,9 +133,8 @@ def test_eight_bits_err_by_little_and_more_bits_by_less(calibrated, method):
     with torch.no_grad():
         want = loaded.network.logits(x)
         errors_ = {b: float((c.quantise(uniform(c, (b, b))).logits(x) - want).square().mean()) for b in (2, 4, 8)}
-    # What a percentile clips costs more than rounding. The network is trained anew, a little differently on each
-    # processor: 1e-3 of the variance was missed by 0.4 % on one without AVX-512.
-    assert errors_[8] < (5e-3 if method == "percentile" else 2e-3) * float(want.var())
+    # What a percentile clips costs more than rounding.
+    assert errors_[8] < (5e-3 if method == "percentile" else 1e-3) * float(want.var())
     assert errors_[8] < errors_[4] < errors_[2]
     assert held.measure(c.quantise(uniform(c, (8, 8)))).iou >= held.measure(loaded.network).iou - 0.02
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -251,37 +252,52 @@ def _naming(checkpoint: Path, factory: str, from_layout: str | None) -> Iterator
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights of a file to start a training from, under the names of the network; not checked against it yet."""
+    """Weights of a file to start a training from, under the names of the network; not checked against it yet.
+
+    ``new`` are patterns (``*.path.weight``) of keys that the file may lack: those begin as the network made them.
+    """
 
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     factory: str
     checkpoint: Path
     from_layout: str | None = None
+    new: tuple[str, ...] = ()
 
     def load_into(self, network: nn.Module) -> None:
         """:func:`load_weights`. Raises :class:`CheckpointError` that names the file."""
+        own = _strip_prefixes(network.state_dict())
+        lacking = [k for k in own if k not in self.tensors and not k.endswith(_IGNORED)]
+        fresh = {}
+        for pattern in self.new:
+            found = fnmatch.filter(lacking, pattern)
+            fresh |= {k: own[k] for k in found}
+            if not found:
+                raise CheckpointError(
+                    f"{self.checkpoint}: lacks no key like {pattern} of {self.factory}: leave it out of --new"
+                    + (f"; it lacks {_first(lacking)}" if lacking else ""))
         with _naming(self.checkpoint, self.factory, self.from_layout):
-            load_weights(network, self.tensors)
+            load_weights(network, {**self.tensors, **fresh})
 
     @property
     def record(self) -> dict[str, str | None]:
         """What a run's record tells of them."""
         return {"file": Path(self.checkpoint).name, "sha256": sha256(Path(self.checkpoint)),
-                "from_layout": self.from_layout}
+                "from_layout": self.from_layout} | ({"new": list(self.new)} if self.new else {})
 
 
-def initial_weights(factory: str, checkpoint: Path, allow_pickle: bool = False, from_layout: str | None = None
-                    ) -> InitialWeights:
+def initial_weights(factory: str, checkpoint: Path, allow_pickle: bool = False, from_layout: str | None = None,
+                    new: Iterable[str] = ()) -> InitialWeights:
     """Read weights to start a training from.
 
-    Arguments are those of :func:`load_network`. A foreign first convolution expects the layout's normalisation; what
-    the training set's own differs by is left to the training. Raises :class:`CheckpointError`.
+    ``new`` is that of :class:`InitialWeights`, the others are those of :func:`load_network`. A foreign first
+    convolution expects the layout's normalisation; what the training set's own differs by is left to the training.
+    Raises :class:`CheckpointError`.
     """
     tensors = read_checkpoint(checkpoint, allow_pickle)
     if from_layout is not None:
         _check_layout(from_layout, factory, checkpoint)
         tensors = convert(tensors, build_network(factory).state_dict(), LAYOUTS[from_layout])[0]
-    return InitialWeights(tensors, factory, checkpoint, from_layout)
+    return InitialWeights(tensors, factory, checkpoint, from_layout, tuple(new))
 
 
 def open_bundle_network(bundle: Bundle) -> nn.Module:

@@ -10,7 +10,7 @@ from functools import partial
 from torch import nn
 
 from irstd_edge.models.acm import ACMFPN, ACMUNet, ALCNet
-from irstd_edge.models.biisnet import VARIANTS, biisnet, biisnet_float, biisnet_variant
+from irstd_edge.models.biisnet import VARIANTS, biisnet, biisnet_fine, biisnet_float, biisnet_variant
 from irstd_edge.models.dnanet import dnanet
 from irstd_edge.models.mdpnet import mdpnet
 from irstd_edge.models.mshnet import mshnet
@@ -70,6 +70,8 @@ MODELS: dict[str, Model] = {
     m.name: m
     for m in (
         Model("biisnet", biisnet, "binarised three-level U-Net, Dot-binary convolutions",
+              "reconstructed after the abstract of arXiv 2503.02662", "BiisNet", "biisnet-float"),
+        Model("biisnet-fine", biisnet_fine, "biisnet with full-precision depth-wise paths in its two finer levels",
               "reconstructed after the abstract of arXiv 2503.02662", "BiisNet", "biisnet-float"),
         Model("biisnet-float", biisnet_float, "float twin of biisnet: same topology, float convolutions", "ours",
               "BiisNet"),

@@ -94,6 +94,9 @@ _run_options = _adding(
     click.option("--init", "initial", type=_PATH, help="Weights to start from."),
     click.option("--from-layout", type=click.Choice(list(LAYOUTS)),
                  help="Whose public checkpoint --init is: its keys are mapped onto the network here."),
+    click.option("--new", multiple=True, metavar="KEYS",
+                 help="Keys like this ('*.path.weight') may be absent from --init: those layers begin anew; "
+                      "repeatable."),
     click.option("--allow-pickle", is_flag=True,
                  help="Let --init and a teacher's checkpoint be pickles, which can run code."),
 )
@@ -153,7 +156,7 @@ def distill(recipe, student, teacher, checkpoint, teacher_layout, features, meth
 
 
 def _train(recipes, root, out, resume, device, precision, threads, compile_network, minutes, dataset, epochs, seeds,
-           initial, from_layout, allow_pickle, network, json_file) -> None:
+           initial, from_layout, new, allow_pickle, network, json_file) -> None:
     from dataclasses import replace
 
     from irstd_edge.checkpoints import initial_weights
@@ -164,8 +167,9 @@ def _train(recipes, root, out, resume, device, precision, threads, compile_netwo
     given = {"network": network, "dataset": dataset, "epochs": epochs}
     given = {k: v for k, v in given.items() if v is not None}
     planned = plan_runs([(name, replace(r, **given)) for name, r in recipes], seeds, out)
-    if from_layout and not initial:
-        raise click.UsageError("--from-layout is of the weights that --init names: give both")
+    for option, value in (("--from-layout", from_layout), ("--new", new)):
+        if value and not initial:
+            raise click.UsageError(f"{option} is of the weights that --init names: give both")
     require_matplotlib()
     prepare_training(device, threads)
     cache: dict = {}
@@ -173,7 +177,7 @@ def _train(recipes, root, out, resume, device, precision, threads, compile_netwo
     begun = [folder for *_, folder in planned if holds_run(folder)]
 
     def make(recipe, folder, own_device) -> Run:
-        start = initial and initial_weights(recipe.network, initial, allow_pickle, from_layout)
+        start = initial and initial_weights(recipe.network, initial, allow_pickle, from_layout, new)
         run = Run(recipe, root, folder, device=own_device, precision=precision, compile_network=compile_network,
                   resume=resume and (not begun or folder in begun), initial=start, allow_pickle=allow_pickle,
                   cache=cache)

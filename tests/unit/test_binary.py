@@ -88,6 +88,35 @@ def test_rprelu():
     assert layer(torch.tensor([2.0, -1.0]).view(1, 1, 1, 2)).flatten().tolist() == [4, 2]
 
 
+def test_rprelu_has_the_gradients_of_pytorchs_prelu():
+    torch.manual_seed(0)
+    layer, x = RPReLU(3), torch.randn(2, 3, 4, 5, requires_grad=True)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn(3))
+        x[0, 1, 2, 3] = layer.shift_in[1]  # where the slope changes
+    leaves, weight = (x, *layer.parameters()), torch.randn(2, 3, 4, 5)
+    column = [p.view(-1, 1, 1) for p in (layer.shift_in, layer.shift_out)]
+    expected = torch.nn.functional.prelu(x - column[0], layer.slope) + column[1]
+    torch.testing.assert_close(layer(x), expected)
+    for a, b in zip(torch.autograd.grad(layer(x), leaves, weight), torch.autograd.grad(expected, leaves, weight),
+                    strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_unit_trains_as_one_compiled_graph():
+    unit = DotBinaryConv2d(4, 4).to(memory_format=torch.channels_last)
+    compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
+    gradients = []
+    for call in (unit, compiled):
+        unit.zero_grad()
+        call(x).square().sum().backward()
+        gradients.append([p.grad for p in unit.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("pad_value", [0, 1, -1])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_binary_convolution_equals_integers_in_training_and_evaluation(pad_value, groups):

@@ -47,6 +47,7 @@ def test_the_commands_of_this_floor_have_help(command, capsys):
     (["train", "absent", "--root", "absent", "--out", "run"], errors.USAGE),
     (["train", "biisnet-nuaa", "--root", "absent", "--out", "run"], errors.USAGE),
     (["train", "biisnet-nuaa", "--root", "absent", "--out", "run", "--init", "absent"], errors.USAGE),
+    (["train", "biisnet-nuaa", "--root", "absent", "--out", "run", "--new", "*.path.weight"], errors.USAGE),
     (["data", "--root", "absent"], errors.USAGE),
 ])
 def test_wrong_calls_end_in_a_message_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, code):

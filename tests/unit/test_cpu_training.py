@@ -147,3 +147,16 @@ print(fill(8))
     faults = {how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True,
                                       timeout=300).stdout) for how in ("give", "keep")}
     assert faults["keep"] * 10 < faults["give"], faults
+
+
+@pytest.mark.parametrize("name", ["biisnet", "biisnet-fine", "biisnet-float", "resunet"])
+def test_gradients_keep_the_layout_of_the_maps(name):
+    # One gradient in the other layout makes all before it several times slower.
+    network = build_network(name, 0).to(memory_format=torch.channels_last)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_full_backward_hook(lambda module, _, grads: seen.append(
+                grads[0].is_contiguous(memory_format=torch.channels_last)))
+    network(torch.randn(2, 1, 64, 64).to(memory_format=torch.channels_last)).mean().backward()
+    assert len(seen) > 10 and all(seen)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from irstd_edge.complexity import count_parameters
-from irstd_edge.models.biisnet import VARIANTS, biisnet, biisnet_float, biisnet_variant
+from irstd_edge.models.biisnet import VARIANTS, biisnet, biisnet_fine, biisnet_float, biisnet_variant
 from irstd_edge.models.registry import MODELS, UnknownModelError, get_model
 from irstd_edge.nn.binary import DOT_READINGS, DotBinaryConv2d
 from irstd_edge.nn.blocks import ExactConv2d, FixedPoint
@@ -60,6 +60,13 @@ def test_variants_have_the_budget_and_freeze_to_the_same_bits(name):
     assert count_parameters(biisnet_variant(name)).binary_div32_plus_conv < (13_500 if name == "pointwise" else 10_500)
     torch.manual_seed(0)
     assert check_frozen(biisnet_variant(name, channels=8, blocks=1, bottleneck=1)).std() > 0
+
+
+def test_the_fine_network_has_the_papers_budget_and_freezes_to_the_same_bits():
+    # 7,665 and 9 per channel that enters one of four units of 16 channels, four of 32, or one before them or after.
+    assert count_parameters(biisnet_fine()).binary_div32_plus_conv == 7_665 + 9 * (4 * 16 + 4 * 32 + 16 + 32 + 32)
+    torch.manual_seed(0)
+    assert check_frozen(biisnet_fine(channels=8, blocks=1, bottleneck=1)).std() > 0
 
 
 def test_training_and_evaluation_agree_but_for_what_the_grids_round():

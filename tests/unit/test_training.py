@@ -15,7 +15,7 @@ from torch import nn
 
 from irstd_edge import plots
 from irstd_edge.bundle import sha256
-from irstd_edge.checkpoints import CheckpointError, build_network, initial_weights, save_weights
+from irstd_edge.checkpoints import CheckpointError, build_network, initial_weights, load_weights, save_weights
 from irstd_edge.data import Normalisation, Sample
 from irstd_edge.errors import MissingError, UnsupportedError
 from irstd_edge.nn.binary import BinaryConv2d
@@ -426,6 +426,28 @@ def test_initial_weights_and_precision_are_recorded(synthetic, tmp_path):
     assert torch.equal(run.network.state_dict()["stem.weight"], load_file(first / "last.safetensors")["stem.weight"])
     assert json.loads((tmp_path / "second" / "recipe.json").read_text())["initial"] == {
         "file": "last.safetensors", "sha256": sha256(first / "last.safetensors"), "from_layout": None}
+
+
+def test_layers_named_as_new_may_be_absent_from_initial_weights(synthetic, tmp_path):
+    first = train(replace(TINY, epochs=1), synthetic, tmp_path / "first") / "last.safetensors"
+    grown = replace(TINY, network="biisnet-fine")
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: .*11 missing \(encoder1\.0\.path\.weight"):
+        Run(grown, synthetic, tmp_path / "strict", initial=initial_weights("biisnet-fine", first))
+    initial = initial_weights("biisnet-fine", first, new=["*.path.weight"])
+    run = Run(grown, synthetic, tmp_path / "grown", initial=initial)
+    assert json.loads((tmp_path / "grown" / "recipe.json").read_text())["initial"]["new"] == ["*.path.weight"]
+    # Fresh paths are the identity, but for the coarser grid of evaluation: it begins as the network that it grew from.
+    before = build_network("biisnet").to(memory_format=torch.channels_last)
+    load_weights(before, load_file(first))
+    x = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(run.network.train()(x), before.train()(x))
+    for pattern, text in (("*.nothing", r"lacks no key like \*\.nothing of biisnet-fine.*it lacks encoder1\.0\.path"),
+                          ("stem.*", r"lacks no key like stem\.\*")):
+        with pytest.raises(CheckpointError, match=text):
+            Run(grown, synthetic, tmp_path / "none",
+                initial=initial_weights("biisnet-fine", first, new=["*.path.weight", pattern]))
+    assert not (tmp_path / "strict").exists() and not (tmp_path / "none").exists()
 
 
 def test_a_run_goes_on_in_its_precision(synthetic, tmp_path):

@@ -287,7 +287,7 @@ def grid_of(value: ir.Value) -> int:
     if is_binary(node):
         return spec_of(node).fraction_bits
     nearest = _key(node) == "Resize" and attributes(node)["mode"] == "nearest"
-    if nearest or _key(node) in ("MaxPool", "Concat", "Slice"):
+    if nearest or _key(node) in ("MaxPool", "Concat", "Slice", "Split"):
         images = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         grids = {grid_of(v) for v in images}
         return grids.pop() if len(grids) == 1 else -1
@@ -591,6 +591,15 @@ def _slice(writer: _Writer, node: ir.Node) -> None:
     writer.emit("Slice", node, [node.inputs[0]], {"first": first})
 
 
+def _split(writer: _Writer, node: ir.Node) -> None:
+    _require(attributes(node).get("axis", 0) % 4 == 1, node, "divides another axis than the channels")
+    first = 0
+    for part in node.outputs:
+        if part.uses() or part in writer.outputs:
+            writer.emit("Slice", node, [node.inputs[0]], {"first": first}, result=part)
+        first += channels_of(part)
+
+
 def _identity(writer: _Writer, node: ir.Node) -> None:
     writer.numbers[node.outputs[0]] = writer.number(node, node.inputs[0])
 
@@ -623,6 +632,7 @@ WRITERS: dict[str, Callable[[_Writer, ir.Node], None]] = {
     "Tanh": _activation,
     "Concat": _concat,
     "Slice": _slice,
+    "Split": _split,
     "Identity": _identity,
     "Dropout": _identity,
 }

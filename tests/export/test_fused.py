@@ -119,6 +119,24 @@ def test_a_map_of_the_size_of_a_skip_is_inside():
         same(network, result, size)
 
 
+def test_parts_of_channels_are_inside():
+    """A network of two branches; also where one half leaves the program, through what the engine does not have."""
+    def middle(net, x):
+        a, b = net.units[0](x).chunk(2, 1)
+        return net.units[1](torch.cat([b, a], 1))
+
+    def leaving(net, x):
+        a, b = net.units[0](x).chunk(2, 1)
+        return net.units[1](torch.cat([torch.softmax(b, 1), a], 1))
+
+    for network, expected in ((Net(middle), ["Program"]), (Net(leaving), ["Program", "Softmax", "Program"])):
+        model = compressed(network)
+        result = fuse(model, find_parts(model, SIZE, OTHER))
+        assert kinds(result) == expected
+        same(network, result)
+        same(network, result, OTHER)
+
+
 def test_an_operator_between_makes_two():
     network = Net(around_a_softmax)
     model = compressed(network)

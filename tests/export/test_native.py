@@ -129,6 +129,20 @@ def test_slices_of_channels():
     check(network, found)
 
 
+def test_parts_of_channels():
+    def parts(m, x):
+        first, _, last = x.split([1, 1, 2], dim=1)
+        return torch.cat([last, first, *m.grid(x).chunk(2, dim=1)], 1)
+
+    network = Ends(Lambda(parts, grid=FixedPoint(8)), 7)
+    written, found = exported(network)
+    assert written.static_reason == ""
+    slices = [(n.attributes["first"], found.tensors[n.output].channels, found.tensors[n.output].fraction_bits)
+              for n in found.nodes if n.operator == "Slice"]
+    assert sorted(slices) == [(0, 1, -1), (0, 2, 8), (2, 2, -1), (2, 2, 8)]  # what nothing reads is not there
+    check(network, found)
+
+
 def test_the_model_is_left_as_it_is(biisnet_compressed):
     before = [node.name for node in biisnet_compressed.graph]
     assert to_native(biisnet_compressed, (64, 96)).data == to_native(biisnet_compressed, (64, 96)).data
@@ -299,6 +313,7 @@ UNSUPPORTED = {
     "slice of rows": ("y = Slice (x, one, two, two)", "Slice .n. takes no range of channels"),
     "every other channel": ("y = Slice (x, one, two, one, two)", "Slice .n. takes no range of channels"),
     "slice of two axes": ("y = Slice (x, both, both, both)", "Slice .n. takes computed places, or several axes"),
+    "rows divided": ("y, z = Split <axis = 2, num_outputs = 2> (x)", "Split .n. divides another axis"),
     "empty slice": ("y = Slice (x, two, one, one)", "Slice .n. takes nothing"),
     "constant summand": ("y = Concat <axis = 1> (x, plane)", "Concat .n. reads 'plane', which is no image"),
     "plane": ("y = Add (x, plane)", "Add .n. reads 'plane'"),

@@ -115,6 +115,32 @@ class ThresholdSweep:
         return [{"threshold": t, **m.result().as_dict()} for t, m in self._metrics.items()]
 
 
+class UnionShares:
+    """Where IoU is won and lost: call it with every image and its probability, as ``on_map``.
+
+    Each pixel of the union of prediction and truth, summed over the set, is one of: ``hit``; of a target or a predicted
+    component (8-connected) that touches the other, ``missed_edges`` or ``false_edges``; of one that does not,
+    ``missed_targets`` or ``false_alarms``.
+    """
+
+    def __init__(self, threshold: float = THRESHOLD):
+        self.threshold = threshold
+        self._pixels = dict.fromkeys(("hit", "missed_edges", "missed_targets", "false_edges", "false_alarms"), 0)
+
+    def __call__(self, sample: Sample, probability: np.ndarray) -> None:
+        predicted, truth = probability > self.threshold, sample.mask >= 128
+        self._pixels["hit"] += int((predicted & truth).sum())
+        for name, own, other in (("missed", truth, predicted), ("false", predicted, truth)):
+            labels = label(own, connectivity=2)
+            touching = np.isin(labels, labels[own & other])
+            self._pixels[f"{name}_edges"] += int((own & ~other & touching).sum())
+            self._pixels[f"{name}_{'targets' if name == 'missed' else 'alarms'}"] += int((own & ~touching).sum())
+
+    def as_dict(self) -> dict[str, float]:
+        """Shares of the union, which add up to 1; all 0 where it is empty. ``hit`` is the IoU."""
+        return {k: n / max(sum(self._pixels.values()), 1) for k, n in self._pixels.items()}
+
+
 def _components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Areas ``[K]`` and centroids ``[K, 2]`` (row, column) of the labels 1..K, in label order."""
     rows, columns = np.nonzero(labels)

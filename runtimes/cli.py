@@ -93,7 +93,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
     """Measure IoU, nIoU, Pd and Fa of a network or a bundle on a data set, or the targets found in clips."""
     from irstd_edge.data import Dataset
     from irstd_edge.files import check_writable, write_csv
-    from irstd_edge.metrics import ROC_THRESHOLDS, ThresholdSweep
+    from irstd_edge.metrics import ROC_THRESHOLDS, ThresholdSweep, UnionShares
     from irstd_edge.plots import require_matplotlib
     from irstd_edge.runtimes import accuracy, review
     from irstd_edge.runtimes.video import count_frames
@@ -131,13 +131,15 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
         "network": name, "artefact": session.artefact, "runtime": session.runtime,
         "dataset": samples and samples.name, "split": samples and samples.split, "trained_on": seen,
         "protocol": protocol, "metric": accuracy.METRIC, "threshold": threshold, "threads": threads,
-        "normalisation": {"mean": preprocessing.mean, "std": preprocessing.std}, "accuracy": None, "clips": None,
+        "normalisation": {"mean": preprocessing.mean, "std": preprocessing.std}, "accuracy": None, "union": None,
+        "clips": None,
     }
     sweep = ThresholdSweep({*ROC_THRESHOLDS, threshold}) if roc_file else None
     worst = review.WorstImages(worst_count, threshold) if worst_file else None
+    shares = UnionShares(threshold)
 
     def on_map(sample, probability) -> None:
-        for collector in filter(None, (sweep, worst)):
+        for collector in filter(None, (sweep, worst, shares)):
             collector(sample, probability)
 
     total = (len(samples) if samples else 0) + sum(count_frames(f, every) for f in files)
@@ -146,6 +148,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
             report["accuracy"] = accuracy.evaluate(
                 session, samples, preprocessing, protocol=protocol, threshold=threshold, on_image=advance,
                 on_map=on_map).as_dict()
+            report["union"] = shares.as_dict()
         if clips:
             report["clips"] = [
                 accuracy.evaluate_clip(session, f, preprocessing, threshold=threshold, every=every, on_image=advance)
@@ -407,6 +410,10 @@ def _print_evaluation(report: dict) -> None:
                           f"{c['false_targets_per_frame']:.2f}")
         tables.append(table)
     _show(*tables)
+    if report["union"]:
+        share = {k: f"{v:.1%}" for k, v in report["union"].items()}
+        click.echo("Lost of the IoU: {missed_targets} missed targets, {missed_edges} edges of found ones, "
+                   "{false_alarms} false alarms, {false_edges} edges around targets".format(**share))
 
 
 def _print_detections(records: list[dict], fps: float | None, most: int = 20) -> None:

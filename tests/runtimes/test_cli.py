@@ -252,7 +252,9 @@ def test_evaluate_a_bundle(bundle, tmp_path, capsys):
         assert found["metric"] and found["threshold"] == 0.5 and found["clips"] is None
         assert {"iou", "niou", "pd", "fa", "images", "targets"} <= set(found["accuracy"])
         assert found["accuracy"]["pd"] == 1.0 and found["accuracy"]["images"] == 2
-    assert "1.0000" in capsys.readouterr().out
+        assert found["union"]["hit"] == pytest.approx(found["accuracy"]["iou"])
+    out = capsys.readouterr().out
+    assert "1.0000" in out and f"Lost of the IoU: 0.0% missed targets, {found['union']['missed_edges']:.1%} edges of" in out
 
 
 @pytest.mark.parametrize("kinds, chosen", [
@@ -307,7 +309,7 @@ def test_evaluate_clips(bundle, tmp_path):
     (tmp_path / "CLIP.csv").write_text("frame,x,y,width,height\n" + "".join(f"{i},28,18,8,8\n" for i in range(4)))
     assert run("evaluate", bundle, "--clips", tmp_path, "--json", tmp_path / "e.json") == errors.OK
     found = json.loads((tmp_path / "e.json").read_text())
-    assert found["accuracy"] is None
+    assert found["accuracy"] is None and found["union"] is None
     assert found["clips"] == [{"clip": "CLIP.mp4", "frames": 4, "found": 4, "false_targets": 0, "share": 1.0,
                                "false_targets_per_frame": 0.0}]
 

@@ -5,7 +5,7 @@ import pytest
 from skimage.measure import label
 
 from irstd_edge.data import Dataset, Normalisation, Sample
-from irstd_edge.metrics import ROC_THRESHOLDS, DetectionMetrics, ThresholdSweep, evaluate
+from irstd_edge.metrics import ROC_THRESHOLDS, DetectionMetrics, ThresholdSweep, UnionShares, evaluate
 
 
 def canvas(*boxes, value=1.0, shape=(20, 20)):
@@ -184,3 +184,23 @@ def test_maps_are_handed_on_cropped():
     samples = [Sample("a", np.full((40, 50), 7, np.float32), np.zeros((40, 50), np.uint8))]
     evaluate(lambda x: x, samples, Normalisation(0, 10), on_map=lambda s, p: seen.append((s.name, p.shape, p.max())))
     assert seen == [("a", (40, 50), pytest.approx(0.7))]
+
+
+def test_shares_of_the_union_tell_where_iou_is_lost():
+    shares = UnionShares()
+    assert set(shares.as_dict().values()) == {0}
+    # Found but for one column and beyond by two rows; missed with 4 pixels; an alarm of 1 that touches by a corner only
+    # a prediction on a target, and one of 3 alone.
+    truth = mask((2, 2, 3, 3), (12, 12, 2, 2))
+    predicted = canvas((2, 3, 5, 2), (7, 5, 1, 1), (16, 2, 1, 3))
+    shares(Sample("a", truth, truth.astype(np.uint8)), predicted)
+    union = 9 + 4 + 4 + 1 + 3
+    assert shares.as_dict() == pytest.approx({"hit": 6 / union, "missed_edges": 3 / union, "missed_targets": 4 / union,
+                                              "false_edges": 5 / union, "false_alarms": 3 / union})
+    shares(Sample("b", truth, mask().astype(np.uint8)), predicted)
+    assert shares.as_dict()["false_alarms"] == pytest.approx((3 + 10 + 1 + 3) / (union + 14))
+    metrics = DetectionMetrics()
+    metrics.update(predicted, truth.astype(np.uint8))
+    metrics.update(predicted, mask().astype(np.uint8))
+    assert shares.as_dict()["hit"] == pytest.approx(metrics.result().iou)
+    assert sum(shares.as_dict().values()) == pytest.approx(1)

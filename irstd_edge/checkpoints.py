@@ -276,7 +276,12 @@ class InitialWeights:
                     f"{self.checkpoint}: lacks no key like {pattern} of {self.factory}: leave it out of --new"
                     + (f"; it lacks {_first(lacking)}" if lacking else ""))
         with _naming(self.checkpoint, self.factory, self.from_layout):
-            load_weights(network, {**self.tensors, **fresh})
+            try:
+                load_weights(network, {**self.tensors, **fresh})
+            except CheckpointError as e:
+                if all(k in fresh for k in lacking):
+                    raise
+                raise CheckpointError(f"{e}; keys of layers that shall begin anew are named by --new") from e
 
     @property
     def record(self) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ The public sets and where to get them: ``irstd-edge data``.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -144,6 +145,9 @@ class Dataset:
         index = own if own.is_file() or split in ("train", "test") else Path(split)
         if not index.is_file():
             hint = f"; get it from {DATASETS[name].source}" if name in DATASETS else ""
+            there = sorted(p.parent.name for p in Path(root).glob("*/img_idx")) if not self.folder.is_dir() else []
+            if near := difflib.get_close_matches(name, there, 1, 0.4):
+                hint = f"; did you mean {near[0]!r}?"
             raise DataError(f"{own}: no such file; expected {root}/{name}/{{images,masks,img_idx}}{hint}")
         try:
             self.names = [name for line in index.read_text().splitlines() if (name := line.strip())]

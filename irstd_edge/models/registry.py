@@ -72,7 +72,7 @@ MODELS: dict[str, Model] = {
         Model("biisnet", biisnet, "binarised three-level U-Net, Dot-binary convolutions",
               "reconstructed after the abstract of arXiv 2503.02662", "BiisNet", "biisnet-float"),
         Model("biisnet-fine", biisnet_fine, "biisnet with full-precision depth-wise paths in its two finer levels",
-              "reconstructed after the abstract of arXiv 2503.02662", "BiisNet", "biisnet-float"),
+              "ours", "BiisNet", "biisnet-float"),
         Model("biisnet-float", biisnet_float, "float twin of biisnet: same topology, float convolutions", "ours",
               "BiisNet"),
         *map(_variant, VARIANTS),

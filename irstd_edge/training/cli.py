@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,8 @@ _PATH = click.Path(path_type=Path)
 _SHOWN_PROBLEMS = 10
 #: The picture of the curves is drawn again after so long, and at the end.
 _CURVES_SECONDS = 60
+#: Without a terminal an epoch is told of where none was for longer than this, or its accuracy is known.
+_LINE_SECONDS = 60
 
 
 @click.command(help="Show the public data sets, where to get them and how to lay them out; check a local copy.")
@@ -263,10 +266,13 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
         if size > 1 and len(planned) > 1:
             raise click.UsageError("torchrun shares one run among its processes: give one recipe and one seed")
         runs = [make(recipe, folder, own_device) for _, recipe, folder in planned]
+        for (name, *_), run in zip(planned, runs, strict=True) if rank == 0 else ():
+            click.echo(f"{name}: {run.recipe.network}, {len(run.indices)} images an epoch, epochs {run.epoch + 1} to "
+                       f"{run.recipe.epochs}", err=True)
         with _progress(visible=rank == 0) as progress:
             tasks = {id(run): progress.add_task(name, total=run.recipe.epochs, completed=run.epoch, loss="")
                      for (name, *_), run in zip(planned, runs, strict=True)}
-            drawn = dict.fromkeys(tasks, monotonic())
+            drawn, told = dict.fromkeys(tasks, monotonic()), dict.fromkeys(tasks, -math.inf)
 
             def on_epoch(run, epoch) -> None:
                 if rank:
@@ -276,16 +282,17 @@ def train_runs(planned, make, device: str, minutes: float | None, began: float, 
                     drawn[id(run)] = monotonic()
                 task = tasks[id(run)]
                 progress.update(task, completed=epoch.epoch, loss=f"loss {epoch.loss:.4f}")
-                if epoch.accuracy is None:
-                    return
-                a = epoch.accuracy
                 line = (f"{progress.tasks[task].description} epoch {epoch.epoch}/{run.recipe.epochs} "
-                        f"loss {epoch.loss:.4f} IoU {a.iou:.3f} nIoU {a.niou:.3f} Pd {a.pd:.3f} Fa {a.fa * 1e6:.1f}e-6")
+                        f"loss {epoch.loss:.4f}")
+                if a := epoch.accuracy:
+                    line += f" IoU {a.iou:.3f} nIoU {a.niou:.3f} Pd {a.pd:.3f} Fa {a.fa * 1e6:.1f}e-6"
                 # On a terminal above the bars, which would have no room for it; else where the output goes.
-                if progress.console.is_terminal:
+                if not progress.console.is_terminal:
+                    if a or monotonic() - told[id(run)] > _LINE_SECONDS:
+                        told[id(run)] = monotonic()
+                        print(line, flush=True)
+                elif a:
                     progress.console.print(line, highlight=False, soft_wrap=True)
-                else:
-                    print(line, flush=True)
 
             left = None if minutes is None else max(0, minutes - (monotonic() - began) / 60)
             try:

@@ -431,7 +431,8 @@ def test_initial_weights_and_precision_are_recorded(synthetic, tmp_path):
 def test_layers_named_as_new_may_be_absent_from_initial_weights(synthetic, tmp_path):
     first = train(replace(TINY, epochs=1), synthetic, tmp_path / "first") / "last.safetensors"
     grown = replace(TINY, network="biisnet-fine")
-    with pytest.raises(CheckpointError, match=r"last\.safetensors: .*11 missing \(encoder1\.0\.path\.weight"):
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: .*11 missing \(encoder1\.0\.path\.weight"
+                       r".*\); keys of layers that shall begin anew are named by --new$"):
         Run(grown, synthetic, tmp_path / "strict", initial=initial_weights("biisnet-fine", first))
     initial = initial_weights("biisnet-fine", first, new=["*.path.weight"])
     run = Run(grown, synthetic, tmp_path / "grown", initial=initial)

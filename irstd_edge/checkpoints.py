@@ -265,8 +265,11 @@ class InitialWeights:
 
     def load_into(self, network: nn.Module) -> None:
         """:func:`load_weights`. Raises :class:`CheckpointError` that names the file."""
-        own = _strip_prefixes(network.state_dict())
-        lacking = [k for k in own if k not in self.tensors and not k.endswith(_IGNORED)]
+        own = network.state_dict()
+        # Reading took prefixes off; new layers beside a wrapped network have none, so each name is looked at alone.
+        bare = {next(iter(_strip_prefixes({k: v}))): k for k, v in own.items()}
+        tensors = {k if k in own else bare.get(k, k): v for k, v in self.tensors.items()}
+        lacking = [k for k in own if k not in tensors and not k.endswith(_IGNORED)]
         fresh = {}
         for pattern in self.new:
             found = fnmatch.filter(lacking, pattern)
@@ -277,14 +280,14 @@ class InitialWeights:
                     + (f"; it lacks {_first(lacking)}" if lacking else ""))
         with _naming(self.checkpoint, self.factory, self.from_layout):
             try:
-                load_weights(network, {**self.tensors, **fresh})
+                load_weights(network, {**tensors, **fresh})
             except CheckpointError as e:
                 if all(k in fresh for k in lacking):
                     raise
                 raise CheckpointError(f"{e}; keys of layers that shall begin anew are named by --new") from e
 
     @property
-    def record(self) -> dict[str, str | None]:
+    def record(self) -> dict[str, str | list[str] | None]:
         """What a run's record tells of them."""
         return {"file": Path(self.checkpoint).name, "sha256": sha256(Path(self.checkpoint)),
                 "from_layout": self.from_layout} | ({"new": list(self.new)} if self.new else {})

@@ -119,22 +119,22 @@ class UnionShares:
     """Where IoU is won and lost: call it with every image and its probability, as ``on_map``.
 
     Each pixel of the union of prediction and truth, summed over the set, is one of: ``hit``; of a target or a predicted
-    component (8-connected) that touches the other, ``missed_edges`` or ``false_edges``; of one that does not,
-    ``missed_targets`` or ``false_alarms``.
+    component (8-connected) that shares a pixel with the other, ``missed_partly`` or ``false_partly``; of one without,
+    ``missed_wholly`` or ``false_wholly``. This is not the matching of Pd and Fa, which goes by centroids.
     """
 
     def __init__(self, threshold: float = THRESHOLD):
         self.threshold = threshold
-        self._pixels = dict.fromkeys(("hit", "missed_edges", "missed_targets", "false_edges", "false_alarms"), 0)
+        self._pixels = dict.fromkeys(("hit", "missed_partly", "missed_wholly", "false_partly", "false_wholly"), 0)
 
     def __call__(self, sample: Sample, probability: np.ndarray) -> None:
         predicted, truth = probability > self.threshold, sample.mask >= 128
         self._pixels["hit"] += int((predicted & truth).sum())
         for name, own, other in (("missed", truth, predicted), ("false", predicted, truth)):
             labels = label(own, connectivity=2)
-            touching = np.isin(labels, labels[own & other])
-            self._pixels[f"{name}_edges"] += int((own & ~other & touching).sum())
-            self._pixels[f"{name}_{'targets' if name == 'missed' else 'alarms'}"] += int((own & ~touching).sum())
+            shared = np.isin(labels, labels[own & other])
+            self._pixels[f"{name}_partly"] += int((own & ~other & shared).sum())
+            self._pixels[f"{name}_wholly"] += int((own & ~shared).sum())
 
     def as_dict(self) -> dict[str, float]:
         """Shares of the union, which add up to 1; all 0 where it is empty. ``hit`` is the IoU."""

@@ -148,7 +148,7 @@ def evaluate(network, dataset, root, split, protocol, roc_file, worst_file, wors
             report["accuracy"] = accuracy.evaluate(
                 session, samples, preprocessing, protocol=protocol, threshold=threshold, on_image=advance,
                 on_map=on_map).as_dict()
-            report["union"] = shares.as_dict()
+            report["union"] = shares.as_dict() if any(shares.as_dict().values()) else None
         if clips:
             report["clips"] = [
                 accuracy.evaluate_clip(session, f, preprocessing, threshold=threshold, every=every, on_image=advance)
@@ -412,8 +412,8 @@ def _print_evaluation(report: dict) -> None:
     _show(*tables)
     if report["union"]:
         share = {k: f"{v:.1%}" for k, v in report["union"].items()}
-        click.echo("Lost of the IoU: {missed_targets} missed targets, {missed_edges} edges of found ones, "
-                   "{false_alarms} false alarms, {false_edges} edges around targets".format(**share))
+        click.echo("Lost of the IoU: {missed_wholly} by targets missed wholly, {missed_partly} partly; "
+                   "{false_wholly} by predictions false wholly, {false_partly} partly".format(**share))
 
 
 def _print_detections(records: list[dict], fps: float | None, most: int = 20) -> None:

@@ -19,7 +19,8 @@ from irstd_edge.export.passes.graph import (
 from irstd_edge.opspec import DOMAIN
 
 #: Operators that make no NaN of numbers on a grid and constants.
-_KEEP_FINITE = ("Add", "AveragePool", "Concat", "Conv", "Identity", "MaxPool", "Relu", "Resize", "Slice", "Sub")
+_KEEP_FINITE = ("Add", "AveragePool", "Concat", "Conv", "Identity", "MaxPool", "Relu", "Resize", "Slice", "Split",
+                "Sub")
 
 
 class LowerFixedPoint(ir.passes.InPlacePass):

@@ -26,7 +26,7 @@ from irstd_edge.nn.functional import unpack_integers
 #: Integers below it are exact in float32.
 EXACT = 2**24
 #: Operators that make no NaN of numbers.
-_KEEP_FINITE = ("AveragePool", "Concat", "Identity", "MaxPool", "Relu", "Resize", "Slice")
+_KEEP_FINITE = ("AveragePool", "Concat", "Identity", "MaxPool", "Relu", "Resize", "Slice", "Split")
 
 
 class LowerQuant(ir.passes.InPlacePass):

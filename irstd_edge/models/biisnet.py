@@ -66,8 +66,8 @@ def biisnet(reading: str = "add", **kwargs) -> BiisNet:
 def biisnet_fine(**kwargs) -> BiisNet:
     """``biisnet`` with a full-precision depth-wise path in the two finer levels alone, where it costs few parameters.
 
-    About 10.1K as the field counts, which is what the paper's network has. Where such a path starts as the identity, as
-    a fresh one does, this is ``biisnet`` itself: it can go on from its weights.
+    10,113 as the field counts. A fresh path is the identity: in training this computes what ``biisnet`` does and can go
+    on from its weights; evaluation rounds what enters a path to 2^-7 and clips it to ±32.
     """
     return BiisNet(fine_unit=partial(DotBinaryConv2d, reading="pointwise"), **kwargs)
 

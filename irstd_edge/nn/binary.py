@@ -46,7 +46,10 @@ class _Sign(torch.autograd.Function):
     def forward(ctx, x, shift, k, surrogate):
         ctx.save_for_backward(x, shift, k)
         ctx.surrogate = surrogate
-        return _indicator(torch.ge, x, 0 if shift is None else -shift).mul_(2).sub_(1)
+        bound = 0 if shift is None else -shift
+        if torch.compiler.is_compiling():  # and exporting, whose passes know a sign by this form
+            return torch.where(x >= bound, 1.0, -1.0).to(x.dtype)
+        return _indicator(torch.ge, x, bound).mul_(2).sub_(1)
 
     @staticmethod
     def backward(ctx, grad):

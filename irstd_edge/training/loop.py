@@ -559,6 +559,9 @@ def _check_initial(out: Path, there: dict | None, initial: InitialWeights) -> No
         begun = f"from other weights, {there['file']}" if there else "without --init"
         raise TrainingError(f"{out} was begun {begun}: leave out --init, which is for the start alone, "
                             "or name another --out")
+    if (new := there.get("new", [])) != list(initial.new):
+        raise TrainingError(f"{out} was begun {'with --new ' + ' '.join(new) if new else 'without --new'}: leave out "
+                            "--init and --new, which are for the start alone, or name another --out")
 
 
 def _shown(value) -> str:

@@ -393,7 +393,8 @@ def _render_initial(initial: dict | None) -> str:
     if not initial:
         return ""
     layout = f", read by --from-layout {initial['from_layout']}" if initial["from_layout"] else ""
-    return f"\n- began from the weights {initial['file']}, SHA-256 `{initial['sha256']}`{layout}"
+    new = f", but for {', '.join(f'`{k}`' for k in initial['new'])}, which began anew" if initial.get("new") else ""
+    return f"\n- began from the weights {initial['file']}, SHA-256 `{initial['sha256']}`{layout}{new}"
 
 
 def _render_other(card: dict) -> str:

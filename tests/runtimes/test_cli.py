@@ -254,7 +254,7 @@ def test_evaluate_a_bundle(bundle, tmp_path, capsys):
         assert found["accuracy"]["pd"] == 1.0 and found["accuracy"]["images"] == 2
         assert found["union"]["hit"] == pytest.approx(found["accuracy"]["iou"])
     out = capsys.readouterr().out
-    lost = f"Lost of the IoU: 0.0% missed targets, {found['union']['missed_edges']:.1%} edges of found ones"
+    lost = f"Lost of the IoU: 0.0% by targets missed wholly, {found['union']['missed_partly']:.1%} partly;"
     assert "1.0000" in out and lost in out
 
 

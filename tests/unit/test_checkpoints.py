@@ -16,6 +16,7 @@ from irstd_edge.checkpoints import (
     FactoryError,
     PickleWarning,
     build_network,
+    initial_weights,
     load_network,
     load_weights,
     open_bundle_network,
@@ -43,6 +44,30 @@ def network():
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Wrapped(nn.Module):
+    """Layers under ``model``, whose keys files have without that, and perhaps a new one beside it or in it."""
+
+    def __init__(self, *more: nn.Module, head: bool = False):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, 2, 1), *more)
+        if head:
+            self.head = nn.Conv2d(2, 1, 1)
+
+
+@pytest.mark.parametrize("grown, new", [
+    ({"head": True}, "head.*"), ({"more": [nn.Conv2d(2, 2, 1)]}, "model.1.*"), ({"more": [nn.Conv2d(2, 2, 1)]}, "*1.*"),
+])
+def test_new_layers_beside_or_in_a_wrapped_network(tmp_path, grown, new):
+    first, network = Wrapped(), Wrapped(*grown.get("more", ()), head=grown.get("head", False))
+    save_weights(first, tmp_path / "w.safetensors")
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"2 missing .*; keys of layers that shall begin anew are named by --new"):
+        initial_weights("a:b", tmp_path / "w.safetensors").load_into(network)
+    initial_weights("a:b", tmp_path / "w.safetensors", new=[new]).load_into(network)
+    for k, v in network.state_dict().items():
+        assert torch.equal(v, first.state_dict().get(k, before[k]))
 
 
 def test_safetensors_are_read_whatever_the_suffix(tmp_path):

@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from irstd_edge import cli
 from irstd_edge.checkpoints import build_network
+from irstd_edge.nn.binary import BinaryUnit
+from irstd_edge.nn.blocks import Down, FloatUnit, Up
+from irstd_edge.nn.residual import ResidualBlock
 from irstd_edge.training.cpu import undilated
 from irstd_edge.training.loop import train
 from irstd_edge.training.recipe import Recipe
@@ -154,9 +157,12 @@ def test_gradients_keep_the_layout_of_the_maps(name):
     # One gradient in the other layout makes all before it several times slower.
     network = build_network(name, 0).to(memory_format=torch.channels_last)
     seen = []
+
+    def watch(module, inputs, y) -> None:
+        y.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=torch.channels_last)))
+
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_full_backward_hook(lambda module, _, grads: seen.append(
-                grads[0].is_contiguous(memory_format=torch.channels_last)))
+        if isinstance(module, (BinaryUnit, FloatUnit, Up, Down, ResidualBlock)):
+            module.register_forward_hook(watch)
     network(torch.randn(2, 1, 64, 64).to(memory_format=torch.channels_last)).mean().backward()
     assert len(seen) > 10 and all(seen)

@@ -195,12 +195,15 @@ def test_shares_of_the_union_tell_where_iou_is_lost():
     predicted = canvas((2, 3, 5, 2), (7, 5, 1, 1), (16, 2, 1, 3))
     shares(Sample("a", truth, truth.astype(np.uint8)), predicted)
     union = 9 + 4 + 4 + 1 + 3
-    assert shares.as_dict() == pytest.approx({"hit": 6 / union, "missed_edges": 3 / union, "missed_targets": 4 / union,
-                                              "false_edges": 5 / union, "false_alarms": 3 / union})
+    assert shares.as_dict() == pytest.approx({"hit": 6 / union, "missed_partly": 3 / union, "missed_wholly": 4 / union,
+                                              "false_partly": 5 / union, "false_wholly": 3 / union})
     shares(Sample("b", truth, mask().astype(np.uint8)), predicted)
-    assert shares.as_dict()["false_alarms"] == pytest.approx((3 + 10 + 1 + 3) / (union + 14))
+    assert shares.as_dict()["false_wholly"] == pytest.approx((3 + 10 + 1 + 3) / (union + 14))
     metrics = DetectionMetrics()
     metrics.update(predicted, truth.astype(np.uint8))
     metrics.update(predicted, mask().astype(np.uint8))
     assert shares.as_dict()["hit"] == pytest.approx(metrics.result().iou)
     assert sum(shares.as_dict().values()) == pytest.approx(1)
+    beside = UnionShares()  # what Pd matches need not share a pixel
+    beside(Sample("c", truth, mask((5, 5, 1, 1)).astype(np.uint8)), canvas((5, 6, 1, 1)))
+    assert (beside.as_dict()["missed_wholly"], beside.as_dict()["false_wholly"]) == (0.5, 0.5)

@@ -448,6 +448,8 @@ def test_layers_named_as_new_may_be_absent_from_initial_weights(synthetic, tmp_p
         with pytest.raises(CheckpointError, match=text):
             Run(grown, synthetic, tmp_path / "none",
                 initial=initial_weights("biisnet-fine", first, new=["*.path.weight", pattern]))
+    with pytest.raises(TrainingError, match=r"begun with --new \*\.path\.weight: leave out --init and --new"):
+        Run(grown, synthetic, tmp_path / "grown", resume=True, initial=initial_weights("biisnet-fine", first))
     assert not (tmp_path / "strict").exists() and not (tmp_path / "none").exists()
 
 

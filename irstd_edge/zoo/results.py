@@ -46,6 +46,7 @@ def _everywhere(text: str) -> dict[str, str]:
     return dict.fromkeys((NUAA, NUDT, IRSTD), text)
 
 
+_BIISNET = {NUAA: "IoU 0.70, Pd 0.92", NUDT: "IoU 0.75, Pd 0.96", IRSTD: "IoU 0.60, Pd 0.88"}
 _RESUNET, _SFORMER = (f"runs/DATASET/{n}/{n}-nuaa-seed1/best.safetensors" for n in ("resunet", "sformer"))
 _TEACHER = "runs/DATASET/resunet-three/resunet-nuaa-seed1/best.safetensors"
 _CARD = "python -m irstd_edge.zoo.card runs/{0}/NETWORK/*/ --name NETWORK --root DATA --out cards/{0}"
@@ -62,7 +63,7 @@ def _official(command: str) -> str:
 ROWS = (
     _trained("acm"), _trained("alcnet"), _trained("dnanet"), _trained("resunet"),
     _trained("resunet-three", "resunet-nuaa --network NETWORK"),
-    _trained("biisnet", asked={NUAA: "IoU 0.70, Pd 0.92", NUDT: "IoU 0.75, Pd 0.96", IRSTD: "IoU 0.60, Pd 0.88"}),
+    _trained("biisnet", asked=_BIISNET), _trained("biisnet-fine", "biisnet-nuaa --network NETWORK", asked=_BIISNET),
     *(_trained(f"biisnet-{kind}", "biisnet-nuaa --network NETWORK", datasets=(NUAA,)) for kind in (
         "float", "modulate", "pointwise", "nopath", "ste", "approxsign", "tanh", "xnor", "bireal", "reactnet",
         "bisrnet")),

@@ -145,9 +145,10 @@ class Dataset:
         index = own if own.is_file() or split in ("train", "test") else Path(split)
         if not index.is_file():
             hint = f"; get it from {DATASETS[name].source}" if name in DATASETS else ""
-            there = sorted(p.parent.name for p in Path(root).glob("*/img_idx")) if not self.folder.is_dir() else []
-            if near := difflib.get_close_matches(name, there, 1, 0.4):
-                hint = f"; did you mean {near[0]!r}?"
+            if not hint and not self.folder.is_dir():
+                there = sorted(p.parent.name for p in Path(root).glob("*/img_idx"))
+                near = difflib.get_close_matches(name, there, 1, 0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{own}: no such file; expected {root}/{name}/{{images,masks,img_idx}}{hint}")
         try:
             self.names = [name for line in index.read_text().splitlines() if (name := line.strip())]

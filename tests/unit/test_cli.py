@@ -130,7 +130,8 @@ def test_train_then_resume_then_refuse(synthetic, tmp_path, capsys):
     call = ["train", str(recipe), "--root", str(synthetic), "--out", str(out), "--epochs", "1", "--threads", "1"]
     assert cli.main(call) == 0
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "epoch 1/1" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "epoch 1/1" in told.out and "images an epoch, epochs 1 to 1" in told.err
     assert cli.main(call) == errors.USAGE
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*call, "--resume"]) == 0

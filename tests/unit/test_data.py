@@ -185,6 +185,7 @@ def test_masks_may_have_the_names_of_their_publisher_and_names_may_hold_spaces(s
 def test_a_data_set_that_is_not_there_names_its_neighbour(synthetic):
     with pytest.raises(DataError, match=r"img_idx/test_Synthetik\.txt: no such file.*; did you mean 'Synthetic'\?$"):
         Dataset(synthetic, "Synthetik", "test")
+    (synthetic / "NUAA-SIRST" / "img_idx").mkdir(parents=True)  # whose name is near that of another public set
     with pytest.raises(DataError, match=r"test_NUDT-SIRST\.txt: no such file.*; get it from https://[^;]*$"):
         Dataset(synthetic, "NUDT-SIRST", "test")
 

@@ -62,7 +62,7 @@ def test_variants_have_the_budget_and_freeze_to_the_same_bits(name):
     assert check_frozen(biisnet_variant(name, channels=8, blocks=1, bottleneck=1)).std() > 0
 
 
-def test_the_fine_network_has_the_papers_budget_and_freezes_to_the_same_bits():
+def test_the_fine_network_has_its_budget_and_freezes_to_the_same_bits():
     # 7,665 and 9 per channel that enters one of four units of 16 channels, four of 32, or one before them or after.
     assert count_parameters(biisnet_fine()).binary_div32_plus_conv == 7_665 + 9 * (4 * 16 + 4 * 32 + 16 + 32 + 32)
     torch.manual_seed(0)

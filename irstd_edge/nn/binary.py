@@ -65,7 +65,7 @@ class _Sign(torch.autograd.Function):
 
 
 def _indicator(compare, x: torch.Tensor, bound: torch.Tensor | float) -> torch.Tensor:
-    """1 where the comparison holds, else 0, in the dtype of x: on a CPU many times faster than by way of a mask."""
+    """1 where the comparison holds, else 0, in the dtype of x: on a CPU faster than by way of a mask."""
     if torch.compiler.is_compiling():  # which fuses the mask, but does not take ``out``
         return compare(x, bound).to(x.dtype)
     return compare(x, bound, out=torch.empty_like(x))

@@ -102,7 +102,7 @@ def match_channels(residual: torch.Tensor, channels: int) -> torch.Tensor:
         return torch.cat([residual] * (channels // count), dim=1)
     if count % channels:
         raise OpSpecError(f"residual has {count} channels, the convolution {channels}")
-    # Not by slices: their backward pass lays gradients out as NCHW, and all before them then runs several times slower.
+    # Not by slices: their backward pass lays gradients out as NCHW, and all before them then runs slower.
     return reduce(torch.add, residual.split(channels, dim=1)) / (count // channels)
 
 

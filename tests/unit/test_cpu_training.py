@@ -154,7 +154,7 @@ print(fill(8))
 
 @pytest.mark.parametrize("name", ["biisnet", "biisnet-fine", "biisnet-float", "resunet"])
 def test_gradients_keep_the_layout_of_the_maps(name):
-    # One gradient in the other layout makes all before it several times slower.
+    # One gradient in the other layout makes all before it slower.
     network = build_network(name, 0).to(memory_format=torch.channels_last)
     seen = []
 
